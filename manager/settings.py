@@ -1,0 +1,89 @@
+"""The settings of a supervisor, as typed data: what `callpool.manager.config` makes of a TOML file or a dict.
+
+Nothing here reads files or the environment, and nothing here holds a key: a provider's settings say where its key comes from.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["openai", "kimi", "glm", "local", "scripted"]
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One model of a provider. The second group is for providers of kind `scripted` alone."""
+
+    timeout: float | None = None
+    """Seconds for one call; None takes the provider's, then the supervisor's `default_timeout`."""
+
+    reply: str | None = None
+    """Text of the answer; None echoes the last message."""
+    replies: list[str] = []
+    """Answers in turn, the last one repeated; wins over `reply`."""
+    delay: float = 0.0
+    """Seconds before the answer, or before its first chunk."""
+    chunks: int = 0
+    """Number of pieces of a streamed answer; 0 makes one piece a word."""
+    chunk_delay: float = 0.0
+    """Seconds before each further chunk."""
+    error: str | None = None
+    """Name of a fault to produce instead of an answer: see `callpool.workers.providers.scripted.FAULTS`."""
+
+
+class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One provider account: where it is, where its key comes from, and what it allows."""
+
+    kind: Kind
+    base_url: str | None = None
+    """Root of the API, for example `https://api.moonshot.ai/v1`; kinds with a preset may leave it out."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    api_key_file: str | None = None
+    """Path of a file with mode 0600 that holds the key."""
+    concurrency: int | None = None
+    """Calls at once on this account; None allows `max_concurrent_sessions`."""
+    timeout: float | None = None
+    """Seconds for one call; None takes the supervisor's `default_timeout`."""
+    any_model: bool = False
+    """Allow models that `models` does not list. Without any listed model every name is allowed."""
+    models: dict[str, ModelSettings] = {}
+
+
+class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The pool itself. Defaults of the first four limits are the specification's."""
+
+    workers: int = 2
+    max_concurrent_sessions: int = 200
+    max_metadata_size: int = 10_240
+    """Bytes of a request's metadata as JSON."""
+    default_timeout: float = 30.0
+    """Seconds for one call where neither model, provider nor request says otherwise."""
+    max_queued_requests: int = 10_000
+    max_queued_bytes: int = 268_435_456
+    """Bytes of payload that may wait in the queue: 256 MiB."""
+    shutdown_timeout: float = 30.0
+    """Seconds that a drain waits for active requests."""
+    heartbeat_interval: float = 1.0
+    """Seconds between a worker's heartbeats; three missed ones end the worker."""
+    max_connections: int = 1_024
+    """Client connections at once."""
+    history_requests: int = 10_000
+    """Finished requests that `show` can still find."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The whole configuration."""
+
+    supervisor: SupervisorSettings = SupervisorSettings()
+    providers: dict[str, ProviderSettings] = {}
+
+    def timeout_for(self, provider: str, model: str) -> float:
+        """Seconds for one call: the model's, else the provider's, else the supervisor's default."""
+        account = self.providers[provider]
+        listed = account.models.get(model)
+        for value in (listed.timeout if listed else None, account.timeout):
+            if value is not None:
+                return value
+        return self.supervisor.default_timeout

@@ -1,0 +1,70 @@
+"""The contract between a worker and a kind of provider.
+
+A provider object lives in one worker process and serves many calls at once on that worker's event loop. It keeps
+connections, and nothing about any request. Part of the contract that no type can say:
+
+- `await progress.started()` comes before the first byte leaves for the provider, and nowhere else: after it the call
+  counts as made, and a crash leaves it in doubt.
+- Cancelling the task that runs `call` closes the exchange at once (the provider sees the socket close) and leaks nothing.
+- The deadline of the whole call is the caller's business (`callpool.workers.call`): a provider sets none of its own that is shorter.
+- Every failure leaves as a `CallpoolError` of the provider family, never as a library's exception, and never with a key in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One call to make: what the client asked, decoded."""
+
+    request_id: str
+    attempt: int
+    provider: str
+    model: str
+    stream: bool
+    timeout: float
+    """Seconds for the whole call; informative here."""
+    messages: list[dict[str, Any]]
+    parameters: dict[str, Any] = {}
+    """Everything else of the request's body, passed to the provider as it is (`temperature`, `max_tokens`, `tools`, …)."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A provider's complete answer. Travels to the client as JSON; the supervisor never looks inside."""
+
+    content: str
+    """The text; empty where the model only reasoned or only called tools."""
+    finish_reason: str | None = None
+    usage: dict[str, Any] = {}
+    """The provider's own counts: `prompt_tokens`, `completion_tokens`, `total_tokens`, and what else it sends."""
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    raw: Any = None
+    """The provider's own answer. Of a stream: an equivalent `chat.completion` object, joined from the chunks."""
+
+
+class Progress(Protocol):
+    """How a provider tells the worker what happens during a call."""
+
+    async def started(self) -> None:
+        """The next thing is the provider: returns once the supervisor's pipe has the news."""
+
+    async def chunk(self, text: str, raw: dict[str, Any] | None) -> None:
+        """A piece of a streamed answer: its text (may be empty) and the provider's own chunk object.
+
+        Awaiting it is the stream's flow control: it waits while the way to the client is full.
+        """
+
+
+class Provider(Protocol):
+    """One account of one kind, inside one worker."""
+
+    async def call(self, call: Call, progress: Progress) -> Answer:
+        """Make one call. Raises `callpool.manager.errors.CallpoolError` subclasses only."""
+        ...
+
+    async def close(self) -> None:
+        """Close connections. Called once, when no call is active any more."""
