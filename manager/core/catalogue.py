@@ -1,0 +1,96 @@
+"""What can be submitted: the providers, their models and the limits, and the one check of a request against them.
+
+The supervisor sends its catalogue to every client that connects, so that bad input is refused in the caller, at once, by
+the same function that the supervisor applies again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from callpool.manager.core.faults import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from callpool.manager.core.messages import Submit
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MAX_TIMEOUT = 86_400.0
+"""Seconds: a day. A longer wait for one answer is a mistake in a unit."""
+MAX_PAYLOAD = 8 * 1024 * 1024
+"""Bytes of one request's payload: room for a context window of a million tokens, or a few images."""
+
+
+class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One account, as clients see it."""
+
+    timeout: float
+    """Seconds for a call where neither the model nor the request says otherwise."""
+    limit: int
+    models: dict[str, float] = {}
+    """Model name → seconds for a call."""
+    any_model: bool = False
+    refusal: Fault | None = None
+    """Why this account cannot serve at all (a missing key), or None."""
+
+
+class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a client must know to refuse bad input by itself."""
+
+    providers: dict[str, ProviderEntry]
+    max_metadata_size: int
+    max_payload_size: int = MAX_PAYLOAD
+
+    def timeout_for(self, submit: Submit) -> float:
+        """Seconds for this request's call."""
+        if submit.timeout is not None:
+            return submit.timeout
+        entry = self.providers[submit.provider]
+        return entry.models.get(submit.model, entry.timeout)
+
+    def refuse(self, submit: Submit) -> Fault | None:
+        """The fault in this request, or None. Metadata size is the session table's business: it counts refusals."""
+        if REQUEST_ID.fullmatch(submit.request_id) is None:
+            return bad_input("request_id", f"must match [A-Za-z0-9_-]{{1,64}}, got {submit.request_id[:80]!r}")
+        entry = self.providers.get(submit.provider)
+        if entry is None:
+            return _unknown("provider", submit.provider, self.providers)
+        if submit.model not in entry.models and not entry.any_model:
+            return _unknown("model", submit.model, entry.models, of=f" of provider {submit.provider!r}")
+        if entry.refusal is not None:
+            return entry.refusal
+        if (fault := refuse_timeout(submit.timeout)) is not None:
+            return fault
+        if len(submit.payload) > self.max_payload_size:
+            size, limit = len(submit.payload), self.max_payload_size
+            return bad_input("messages", f"are {size} bytes as JSON, the limit is {limit}", size=size, limit=limit)
+        return None
+
+
+def refuse_timeout(timeout: float | None, param: str = "timeout") -> Fault | None:
+    """The fault in a number of seconds, or None. NaN compares false with everything, so it is asked for by name."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        return bad_input(param, f"must be a number of seconds, got {type(timeout).__name__}")
+    if not math.isfinite(timeout) or not 0 < timeout <= MAX_TIMEOUT:
+        return bad_input(param, f"must be above 0 and at most {MAX_TIMEOUT:.0f} seconds, got {timeout!r}", limit=MAX_TIMEOUT)
+    return None
+
+
+def bad_input(param: str, message: str, **details: float | str) -> Fault:
+    """A fault of the caller's: `param` and what is wrong with it."""
+    return Fault(code="bad_input", message=f"{param} {message}", param=param, details=details)
+
+
+def _unknown(what: str, name: str, known: Iterable[str], of: str = "") -> Fault:
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names[:20]) or 'none'}"
+    return Fault(code=f"unknown_{what}", message=f"unknown {what} {name[:80]!r}{of}", param=what, hint=hint)

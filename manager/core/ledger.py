@@ -1,0 +1,56 @@
+"""The slots of each account: reserved before a call, given back after it, by the request that took them.
+
+Only concurrency is accounted here; rates and money join it in the same shape (reserve, settle, refund).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from callpool.manager.core.faults import Fault
+
+
+class Account:
+    """One provider key, the thing that the provider limits."""
+
+    __slots__ = ("closed", "holders", "limit", "name")
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
+        self.limit = limit
+        self.holders: set[str] = set()
+        """Ids of the requests that hold a slot: owners, never a bare count, so a leak has a name."""
+        self.closed: str | None = None
+        """Why nothing is dispatched now although there are slots (its server is starting), or None."""
+
+    @property
+    def active(self) -> int:
+        """Slots in use."""
+        return len(self.holders)
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether a call may start now."""
+        return self.closed is None and len(self.holders) < self.limit
+
+
+class Ledger:
+    """All accounts by name."""
+
+    def __init__(self, limits: dict[str, int], refusals: dict[str, Fault]) -> None:
+        self.accounts = {name: Account(name, limit) for name, limit in limits.items()}
+        self.refusals = refusals
+        """Accounts that cannot serve at all (a key is missing), with the fault that every submit gets."""
+
+    def has_slot(self, name: str) -> bool:
+        """Whether a call on this account may start now."""
+        return self.accounts[name].has_slot
+
+    def reserve(self, name: str, request_id: str) -> None:
+        """Take a slot. The caller has checked that there is one."""
+        self.accounts[name].holders.add(request_id)
+
+    def give_back(self, name: str, request_id: str) -> None:
+        """Return the slot of this request; unknown holders are a defect and raise KeyError."""
+        self.accounts[name].holders.remove(request_id)

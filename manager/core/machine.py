@@ -1,0 +1,450 @@
+"""The core: every rule about requests, as `(event, now) → effects`. No I/O, no clock, no threads, no logging.
+
+                 ┌───────────────────────── Core ─────────────────────────┐
+    Event, Now → │ requests · sessions · ledger · scheduler · deadlines    │ → [ToClient | ToWorker | Drained]
+                 └────────────────────────────────────────────────────────┘
+
+Theory of operation:
+
+- A request that passes the catalogue enters the queue; `_pump` moves it on whenever the pool has a session, its account a
+  slot, and some worker is up. A request holds all three or none.
+- Workers report; a report counts only if it carries the request's current attempt. What an earlier attempt still says,
+  and what is said of requests that have ended, is dropped: a late answer never wins.
+- To end a call, the core orders its worker to cancel and remembers why (`ending`). The request ends when the worker
+  acknowledges, when the worker is gone, or `END_GRACE` after the order if neither happens: slots never leak.
+- A dead worker costs its own calls only: those not started go back to their places, started ones end in doubt.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from callpool.manager.core.deadlines import Deadlines
+from callpool.manager.core.drain import Drain
+from callpool.manager.core.events import (
+    AccountClosed,
+    CancelAsked,
+    ClientGone,
+    CutAsked,
+    DrainAsked,
+    Drained,
+    Effect,
+    Event,
+    Reported,
+    Submitted,
+    Tick,
+    ToClient,
+    ToWorker,
+    WorkerDown,
+    WorkerUp,
+)
+from callpool.manager.core.faults import Fault
+from callpool.manager.core.messages import (
+    Accepted,
+    CancelCall,
+    Chunk,
+    Dispatch,
+    Done,
+    Finished,
+    Piece,
+    Rejected,
+    Started,
+)
+from callpool.manager.core.requests import History, Now, Phase, Record, Request
+from callpool.manager.core.scheduler import Scheduler
+from callpool.manager.core.sessions import Outcome, SessionTable
+from callpool.manager.core.states import ACTIVE, Move, State, advance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from callpool.manager.core.catalogue import Catalogue
+    from callpool.manager.core.ledger import Ledger
+
+TIMEOUT_GRACE = 1.0
+"""Seconds that the core's own deadline lies behind the worker's, so that the worker's exact one normally wins."""
+END_GRACE = 3.0
+"""Seconds to wait for a worker's acknowledgement of a cancel before the slot is taken back without it."""
+MAX_LOST_ATTEMPTS = 3
+"""Dispatches of one request that may be lost with their worker before the call began."""
+
+_OUTCOME_OF = {
+    State.COMPLETED: (Move.COMPLETE, Outcome.COMPLETED, Phase.COMPLETED),
+    State.ERROR: (Move.FAIL, Outcome.ERROR, Phase.ERROR),
+    State.TIMEOUT: (Move.TIME_OUT, Outcome.TIMEOUT, Phase.TIMEOUT),
+    State.CANCELLED: (Move.CANCEL, Outcome.CANCELLED, Phase.CANCELLED),
+    State.INTERRUPTED: (Move.INTERRUPT, Outcome.INTERRUPTED, Phase.INTERRUPTED),
+}
+_STATE_OF_FAULT = {
+    "timeout": State.TIMEOUT,
+    "cancelled": State.CANCELLED,
+    "interrupted": State.INTERRUPTED,
+    "worker_lost": State.INTERRUPTED,
+}
+
+Handler: TypeAlias = "Callable[[Any, Now, list[Effect]], None]"
+
+
+def state_of(fault: Fault | None) -> State:
+    """The final state that an outcome means."""
+    return State.COMPLETED if fault is None else _STATE_OF_FAULT.get(fault.code, State.ERROR)
+
+
+class Core:
+    """All shared state of the supervisor. Its owner is the service, which calls it under the one lock."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        sessions: SessionTable,
+        ledger: Ledger,
+        scheduler: Scheduler,
+        history: History,
+    ) -> None:
+        self.catalogue = catalogue
+        self.sessions = sessions
+        self.ledger = ledger
+        self.scheduler = scheduler
+        self.history = history
+        self.requests: dict[str, Request] = {}
+        """request_id → every request that has not ended."""
+        self.by_client: dict[str, set[str]] = {}
+        self.by_worker: dict[int, set[str]] = {}
+        """worker → requests dispatched to it; a worker that is not here gets nothing."""
+        self.drain: Drain | None = None
+        self._deadlines = Deadlines()
+        self._sequence = 0
+        self._handlers: dict[type[Event], Handler] = {
+            Submitted: self._submitted,
+            Reported: self._reported,
+            CancelAsked: self._cancel_asked,
+            ClientGone: self._client_gone,
+            WorkerUp: self._worker_up,
+            WorkerDown: self._worker_down,
+            AccountClosed: self._account_closed,
+            DrainAsked: self._drain_asked,
+            CutAsked: self._cut_asked,
+            Tick: self._tick,
+        }
+
+    def apply(self, event: Event, now: Now) -> list[Effect]:
+        """Apply one event: the only way in. Returns what the shell must do, in order."""
+        effects: list[Effect] = []
+        self._handlers[type(event)](event, now, effects)
+        if self.drain is not None:
+            self._finish_drain(now, effects)
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """Monotonic seconds at which a `Tick` is due, or None."""
+        due = self._deadlines.next()
+        if self.drain is not None and not self.drain.reported:
+            drain_due = self.drain.deadline if self.drain.give_up_at is None else self.drain.give_up_at
+            due = drain_due if due is None else min(due, drain_due)
+        return due
+
+    def show(self, request_id: str, now: Now) -> Record | None:
+        """The record of a live or remembered request."""
+        request = self.requests.get(request_id)
+        return Record.of(request, now, request.ending) if request else self.history.get(request_id)
+
+    # Submitting.
+
+    def _submitted(self, event: Submitted, now: Now, effects: list[Effect]) -> None:
+        submit = event.submit
+        fault = self._refuse(submit.request_id, event)
+        if fault is not None:
+            effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
+            return
+        self._sequence += 1
+        request = Request(event.client, submit, event.session_id, self._sequence, self.catalogue.timeout_for(submit))
+        request.phases.append((Phase.RECEIVED, now))
+        self.requests[request.request_id] = request
+        self.by_client.setdefault(event.client, set()).add(request.request_id)
+        self._enqueue(request, Move.ENQUEUE, now)
+        if submit.acknowledge:
+            effects.append(ToClient(event.client, Accepted(request.request_id, self.scheduler.position(request))))
+        self._pump(now, effects)
+
+    def _refuse(self, request_id: str, event: Submitted) -> Fault | None:
+        if self.drain is not None:
+            return Fault(
+                code="draining",
+                message="Session manager is shutting down, cannot create new sessions",
+                hint="submit again when the supervisor has restarted",
+            )
+        if (fault := self.catalogue.refuse(event.submit)) is not None:
+            return fault
+        if request_id in self.requests:
+            return Fault(
+                code="duplicate_request",
+                message=f"a request with the id {request_id!r} is active",
+                param="request_id",
+                hint="use another id, or none",
+            )
+        if (fault := self.sessions.refuse_metadata(len(event.submit.metadata))) is not None:
+            return fault
+        if not self.scheduler.has_room(len(event.submit.payload)):
+            waiting, limit = len(self.scheduler), self.scheduler.max_requests
+            return Fault(
+                code="queue_full",
+                message=f"The queue is full: {waiting} requests wait (limit {limit} requests, "
+                f"{self.scheduler.queued_bytes} of {self.scheduler.max_bytes} bytes)",
+                hint="submit later, or raise max_queued_requests",
+                details={"waiting": waiting, "limit": limit, "queued_bytes": self.scheduler.queued_bytes},
+            )
+        return None
+
+    def _enqueue(self, request: Request, move: Move, now: Now) -> None:
+        advance(request, move)
+        request.phases.append((Phase.QUEUED if move is Move.ENQUEUE else Phase.RETRY, now))
+        self.scheduler.push(request)
+
+    # Dispatching.
+
+    def _pump(self, now: Now, effects: list[Effect]) -> None:
+        """Move requests from the queue to workers while pool, account and workers have room."""
+        while self.by_worker and self.sessions.has_room and len(self.scheduler):
+            request = self.scheduler.next_for(self.ledger.has_slot)
+            if request is None:
+                return
+            self._dispatch(request, now, effects)
+
+    def _dispatch(self, request: Request, now: Now, effects: list[Effect]) -> None:
+        worker = min(self.by_worker, key=lambda number: len(self.by_worker[number]))
+        advance(request, Move.ALLOCATE)
+        request.attempt += 1
+        request.worker = worker
+        self.by_worker[worker].add(request.request_id)
+        self.ledger.reserve(request.provider, request.request_id)
+        if request.session is None:
+            request.session = self.sessions.open(
+                request.session_id,
+                request.request_id,
+                request.provider,
+                request.model,
+                request.metadata_bytes,
+                now.monotonic,
+            )
+        else:
+            self.sessions.resume(request.session)
+        request.phases += ((Phase.DEQUEUED, now), (Phase.SESSION_ALLOCATED, now))
+        self._deadlines.set(request.request_id, now.monotonic + request.timeout + TIMEOUT_GRACE)
+        effects.append(
+            ToWorker(
+                worker,
+                Dispatch(
+                    request.request_id,
+                    request.attempt,
+                    request.provider,
+                    request.model,
+                    request.timeout,
+                    request.stream,
+                    request.payload,
+                ),
+            )
+        )
+
+    # What workers report.
+
+    def _reported(self, event: Reported, now: Now, effects: list[Effect]) -> None:
+        report = event.report
+        request = self.requests.get(report.request_id)
+        if request is None or request.attempt != report.attempt or request.state not in ACTIVE:
+            return  # a late word of an attempt that is over: fenced off
+        if type(report) is Started:
+            self._start(request, now)
+        elif type(report) is Finished:
+            self._finish(request, report, now, effects)
+        elif type(report) is Piece:
+            if request.phases[-1][0] is Phase.PROVIDER_CALL_START:
+                request.phases.append((Phase.FIRST_TOKEN, now))
+            effects.append(ToClient(request.client, Chunk(request.request_id, report.body)))
+
+    def _start(self, request: Request, now: Now) -> None:
+        if request.state is State.PROCESSING:
+            return
+        advance(request, Move.START)
+        request.phases.append((Phase.PROVIDER_CALL_START, now))
+        if request.session is not None:
+            request.session.started_at = now.monotonic
+
+    def _finish(self, request: Request, report: Finished, now: Now, effects: list[Effect]) -> None:
+        fault = report.fault
+        if fault is not None and fault.code == "cancelled" and request.ending is not None:
+            fault = request.ending  # the acknowledgement of an order: the reason is the order's
+        if fault is None and request.state is State.ALLOCATED:
+            self._start(request, now)  # an answer that needed no provider
+        if request.state is State.PROCESSING:
+            request.phases.append((Phase.PROVIDER_CALL_END, now))
+        self._end(request, fault, now, effects, body=report.body)
+        self._pump(now, effects)
+
+    # Ending requests.
+
+    def _end(
+        self, request: Request, fault: Fault | None, now: Now, effects: list[Effect], *, body: bytes | None = None
+    ) -> None:
+        """The one way out: final state, session, slot, records, and the news to the client."""
+        state = state_of(fault)
+        if state is State.INTERRUPTED and request.state is not State.PROCESSING:
+            state = State.ERROR  # nothing is in doubt before the call
+        move, outcome, phase = _OUTCOME_OF[state]
+        if request.state is State.QUEUED:
+            self.scheduler.remove(request.request_id)
+        self._release(request)
+        advance(request, move)
+        session = request.session
+        if session is not None:
+            self.sessions.close(session, outcome, now.monotonic)
+            request.phases.append((Phase.SESSION_RELEASED, now))
+        request.phases.append((phase, now))
+        del self.requests[request.request_id]
+        owned = self.by_client.get(request.client)
+        if owned is not None:
+            owned.discard(request.request_id)
+            if not owned:
+                del self.by_client[request.client]
+        if self.drain is not None:
+            self.drain.count(state, by_cut=fault is not None and fault.details.get("reason") == "drain")
+        request.payload = b""
+        self.history.add(request, now, fault)
+        duration = session.duration(now.monotonic) if session else 0.0
+        done = Done(request.request_id, state.value, request.session_id if session else None, duration, body, fault)
+        effects.append(ToClient(request.client, done))
+
+    def _release(self, request: Request) -> None:
+        """Take back worker and slot, if the request holds them; its session is the caller's business."""
+        self._deadlines.clear(request.request_id)
+        if request.state not in ACTIVE:
+            return
+        self.ledger.give_back(request.provider, request.request_id)
+        if request.worker in self.by_worker:
+            self.by_worker[request.worker].discard(request.request_id)
+
+    def _order_end(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
+        """End a request wherever it is: at once if it waits, through its worker if it is active."""
+        if request.state not in ACTIVE:
+            self._end(request, fault, now, effects)
+            return
+        if request.ending is not None:
+            return
+        request.ending = fault
+        self._deadlines.set(request.request_id, now.monotonic + END_GRACE)
+        if request.worker is not None:
+            effects.append(ToWorker(request.worker, CancelCall(request.request_id, request.attempt)))
+
+    def _cancel_asked(self, event: CancelAsked, now: Now, effects: list[Effect]) -> None:
+        request = self.requests.get(event.request_id)
+        if request is None or (event.client is not None and event.client != request.client):
+            return
+        who = "its client" if event.client else "the operator"
+        fault = Fault(code="cancelled", message=f"cancelled by {who}", details={"reason": "asked"})
+        self._order_end(request, fault, now, effects)
+        self._pump(now, effects)
+
+    def _client_gone(self, event: ClientGone, now: Now, effects: list[Effect]) -> None:
+        fault = Fault(code="cancelled", message="the client went away", details={"reason": "client_gone"})
+        for request_id in sorted(self.by_client.get(event.client, ())):
+            self._order_end(self.requests[request_id], fault, now, effects)
+        self._pump(now, effects)
+
+    # Workers and accounts.
+
+    def _worker_up(self, event: WorkerUp, now: Now, effects: list[Effect]) -> None:
+        self.by_worker.setdefault(event.worker, set())
+        self._pump(now, effects)
+
+    def _worker_down(self, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
+        held = self.by_worker.pop(event.worker, set())
+        for request in sorted((self.requests[request_id] for request_id in held), key=lambda each: each.sequence):
+            self._lose(request, event, now, effects)
+        self._pump(now, effects)
+
+    def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
+        """The worker of this request is gone."""
+        details: dict[str, int | float | str | bool | None] = {"worker": event.worker, "attempt": request.attempt}
+        if request.ending is not None:
+            self._end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
+        elif request.state is State.PROCESSING:
+            message = f"worker {event.worker} {event.reason} during the call: it may have been billed"
+            self._end(request, Fault(code="worker_lost", message=message, details=details), now, effects)
+        elif request.attempt >= MAX_LOST_ATTEMPTS:
+            message = f"worker {event.worker} {event.reason}; this request lost {request.attempt} workers before its call began"
+            self._end(request, Fault(code="worker_lost", message=message, details=details), now, effects)
+        else:
+            self._release(request)
+            if request.session is not None:
+                self.sessions.suspend(request.session)
+            self._enqueue(request, Move.REQUEUE, now)
+            request.worker = None
+
+    def _account_closed(self, event: AccountClosed, now: Now, effects: list[Effect]) -> None:
+        self.ledger.accounts[event.account].closed = event.reason
+        self._pump(now, effects)
+
+    # Time.
+
+    def _tick(self, _event: Tick, now: Now, effects: list[Effect]) -> None:
+        for request_id in self._deadlines.pop_due(now.monotonic):
+            request = self.requests[request_id]
+            if request.ending is not None:
+                self._end(request, _unacknowledged(request), now, effects)
+            else:
+                message = f"the call did not end within {request.timeout:g} s"
+                details: dict[str, int | float | str | bool | None] = {"seconds": request.timeout, "which": "total"}
+                self._order_end(request, Fault(code="timeout", message=message, details=details), now, effects)
+        if self.drain is not None and self.drain.cut_at is None and now.monotonic >= self.drain.deadline:
+            self._cut(now, effects)
+        self._pump(now, effects)
+
+    # Draining.
+
+    def _drain_asked(self, event: DrainAsked, now: Now, effects: list[Effect]) -> None:
+        if self.drain is not None:
+            if self.drain.cut_at is None:  # a second order can only shorten the first
+                self.drain.deadline = min(self.drain.deadline, now.monotonic + event.timeout)
+            return
+        self.drain = Drain(
+            now=now.monotonic,
+            timeout=event.timeout,
+            active=self.sessions.active,
+            total_sessions=self.sessions.created,
+        )
+        self._tick(Tick(), now, effects)
+
+    def _cut_asked(self, _event: CutAsked, now: Now, effects: list[Effect]) -> None:
+        if self.drain is None:
+            self._drain_asked(DrainAsked(0.0), now, effects)
+        elif self.drain.cut_at is None:
+            self._cut(now, effects)
+
+    def _cut(self, now: Now, effects: list[Effect]) -> None:
+        """The drain's deadline: end everything that is left."""
+        if self.drain is None:
+            return
+        self.drain.cut(now=now.monotonic, active=self.sessions.active)
+        fault = Fault(code="cancelled", message="the supervisor shut down before this ended", details={"reason": "drain"})
+        for request in sorted(self.requests.values(), key=lambda each: each.sequence):
+            self._order_end(request, fault, now, effects)
+
+    def _finish_drain(self, now: Now, effects: list[Effect]) -> None:
+        drain = self.drain
+        if drain is None or drain.reported:
+            return
+        if self.requests and drain.give_up_at is not None and now.monotonic >= drain.give_up_at:
+            for request in list(self.requests.values()):
+                self._end(request, _unacknowledged(request), now, effects)
+        if not self.requests:
+            drain.reported = True
+            effects.append(Drained(drain.report(now.monotonic)))
+
+
+def _unacknowledged(request: Request) -> Fault:
+    """The fault of a call that was ordered to end and whose worker never said that it did."""
+    ending = request.ending or Fault(code="cancelled", message="ended")
+    if request.state is not State.PROCESSING:
+        return ending  # the worker never said that the call began: there is no outcome to doubt
+    message = f"{ending.message}; the worker did not acknowledge the end of the call, its outcome is unknown"
+    return Fault(code="interrupted", message=message, details=dict(ending.details))

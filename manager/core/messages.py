@@ -1,0 +1,190 @@
+"""Everything that crosses a process border, typed and versioned, one class per meaning.
+
+A frame carries a list of messages, so that whatever is ready travels together. Structs are encoded as msgpack arrays
+with an integer tag. Payloads and results are opaque bytes to the supervisor: it decodes envelopes only.
+
+    client ──ClientMessage──► supervisor ──WorkerOrder──► worker
+    client ◄─ClientEvent────  supervisor ◄─WorkerReport── worker
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from callpool.manager.core.faults import Fault
+
+PROTOCOL_VERSION = 1
+"""Raised with every change of meaning below; both sides of a handshake must have the same."""
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Common options. `gc=False`: messages hold no cycles, and the collector need not walk a hundred thousand of them."""
+
+
+# Client → supervisor, on a channel.
+
+
+class Submit(_Message, tag=1):
+    """One request. `payload` is canonical JSON (`messages` and parameters); `metadata` is JSON and counts against its limit."""
+
+    request_id: str
+    provider: str
+    model: str
+    payload: bytes
+    metadata: bytes = b"{}"
+    timeout: float | None = None
+    stream: bool = False
+    acknowledge: bool = True
+    """Answer with `Accepted` or `Rejected` at once; without it only a refusal is answered."""
+
+
+class Cancel(_Message, tag=2):
+    """End this request wherever it is."""
+
+    request_id: str
+
+
+class Ask(_Message, tag=3):
+    """Call a verb of the service; answered by the `Reply` with the same number."""
+
+    number: int
+    verb: str
+    arguments: dict[str, Any] = {}
+
+
+ClientMessage = Submit | Cancel | Ask
+
+
+# Supervisor → client, on a channel.
+
+
+class Accepted(_Message, tag=1):
+    """The request is in the queue, at this position (0: next), or already on its way."""
+
+    request_id: str
+    position: int
+
+
+class Rejected(_Message, tag=2):
+    """The request was not taken; nothing of it was kept."""
+
+    request_id: str
+    fault: Fault
+
+
+class Chunk(_Message, tag=3):
+    """A piece of a streamed answer: JSON bytes of `{text, raw}`."""
+
+    request_id: str
+    body: bytes
+
+
+class Done(_Message, tag=4):
+    """The request ended. `body` is the answer (JSON of the worker's `Answer`) when `state` is `completed`, else `fault` says why."""
+
+    request_id: str
+    state: str
+    session_id: str | None
+    duration: float
+    """Seconds from the start of the session to its end; 0 where no session was ever held."""
+    body: bytes | None = None
+    fault: Fault | None = None
+
+
+class Reply(_Message, tag=5):
+    """The answer to an `Ask`."""
+
+    number: int
+    value: Any = None
+    fault: Fault | None = None
+
+
+class Grant(_Message, tag=6):
+    """So many more queue places are reserved for this client: submits that use one cannot be refused for a full queue."""
+
+    places: int
+
+
+ClientEvent = Accepted | Rejected | Chunk | Done | Reply | Grant
+
+
+# Supervisor → worker.
+
+
+class Dispatch(_Message, tag=1):
+    """Make this call."""
+
+    request_id: str
+    attempt: int
+    provider: str
+    model: str
+    timeout: float
+    stream: bool
+    payload: bytes
+
+
+class CancelCall(_Message, tag=2):
+    """End this call, close its socket, and report."""
+
+    request_id: str
+    attempt: int
+
+
+class Endpoint(_Message, tag=3):
+    """Where a provider is that gets its address while the pool runs (the local model server), and its key."""
+
+    provider: str
+    base_url: str
+    key: str | None
+
+
+class Retire(_Message, tag=4):
+    """Take no more calls, finish those that are active, exit."""
+
+
+WorkerOrder = Dispatch | CancelCall | Endpoint | Retire
+
+
+# Worker → supervisor.
+
+
+class Ready(_Message, tag=1):
+    """The worker can make calls."""
+
+    pid: int
+
+
+class Started(_Message, tag=2):
+    """The next thing this call does is to contact the provider: from here on a crash leaves it in doubt."""
+
+    request_id: str
+    attempt: int
+
+
+class Piece(_Message, tag=3):
+    """A piece of a streamed answer, as in `Chunk`."""
+
+    request_id: str
+    attempt: int
+    body: bytes
+
+
+class Finished(_Message, tag=4):
+    """The call ended: with an answer, or with the fault that says how (`timeout`, `cancelled`, or an error)."""
+
+    request_id: str
+    attempt: int
+    body: bytes | None = None
+    fault: Fault | None = None
+
+
+class Heartbeat(_Message, tag=5):
+    """The worker's event loop turns. `delay` is by how many seconds it woke late."""
+
+    active: int
+    delay: float
+
+
+WorkerReport = Ready | Started | Piece | Finished | Heartbeat

@@ -1,0 +1,161 @@
+"""What the supervisor remembers of a request: while it lives, and after it ended."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from callpool.manager.core.states import State
+
+if TYPE_CHECKING:
+    from callpool.manager.core.faults import Fault
+    from callpool.manager.core.messages import Submit
+    from callpool.manager.core.sessions import Session
+
+
+class Now(NamedTuple):
+    """One reading of both clocks, in seconds. The core reckons with `monotonic`; `wall` is only recorded, for people."""
+
+    monotonic: float
+    wall: float
+
+
+class Phase(StrEnum):
+    """What the lifecycle of a request records."""
+
+    RECEIVED = "RECEIVED"
+    QUEUED = "QUEUED"
+    DEQUEUED = "DEQUEUED"
+    SESSION_ALLOCATED = "SESSION_ALLOCATED"
+    PROVIDER_CALL_START = "PROVIDER_CALL_START"
+    FIRST_TOKEN = "FIRST_TOKEN"
+    PROVIDER_CALL_END = "PROVIDER_CALL_END"
+    SESSION_RELEASED = "SESSION_RELEASED"
+    COMPLETED = "COMPLETED"
+    TIMEOUT = "TIMEOUT"
+    ERROR = "ERROR"
+    CANCELLED = "CANCELLED"
+    INTERRUPTED = "INTERRUPTED"
+    RETRY = "RETRY"
+
+
+class Request:
+    """A live request. Owned by the machine; `state` is changed by `states.advance` alone."""
+
+    __slots__ = (
+        "attempt",
+        "client",
+        "ending",
+        "metadata_bytes",
+        "model",
+        "payload",
+        "phases",
+        "provider",
+        "request_id",
+        "sequence",
+        "session",
+        "session_id",
+        "state",
+        "stream",
+        "timeout",
+        "worker",
+    )
+
+    def __init__(self, client: str, submit: Submit, session_id: str, sequence: int, timeout: float) -> None:
+        self.request_id = submit.request_id
+        self.client = client
+        self.provider = submit.provider
+        self.model = submit.model
+        self.payload = submit.payload
+        self.metadata_bytes = len(submit.metadata)
+        self.stream = submit.stream
+        self.timeout = timeout
+        self.session_id = session_id
+        self.sequence = sequence
+        """Order of arrival: its place in the queue, kept when it has to wait again."""
+        self.state = State.RECEIVED
+        self.attempt = 0
+        self.worker: int | None = None
+        self.session: Session | None = None
+        self.ending: Fault | None = None
+        """Why its call is being ended, from the order to the worker until the worker's report."""
+        self.phases: list[tuple[Phase, Now]] = []
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a request for `show`: envelope and times, never the prompt or the answer."""
+
+    request_id: str
+    session_id: str
+    client: str
+    provider: str
+    model: str
+    state: str
+    attempt: int
+    worker: int | None
+    timeout: float
+    metadata_bytes: int
+    payload_bytes: int
+    phases: list[tuple[str, float, float]]
+    """(phase, wall seconds since the epoch, seconds since the request was received)"""
+    duration: float
+    fault: Fault | None = None
+
+    @classmethod
+    def of(cls, request: Request, now: Now, fault: Fault | None = None) -> Record:
+        """The record of a request as it stands at `now`."""
+        received = request.phases[0][1].monotonic if request.phases else now.monotonic
+        return cls(
+            request_id=request.request_id,
+            session_id=request.session_id,
+            client=request.client,
+            provider=request.provider,
+            model=request.model,
+            state=request.state.value,
+            attempt=request.attempt,
+            worker=request.worker,
+            timeout=request.timeout,
+            metadata_bytes=request.metadata_bytes,
+            payload_bytes=len(request.payload),
+            phases=[(phase.value, at.wall, at.monotonic - received) for phase, at in request.phases],
+            duration=request.session.duration(now.monotonic) if request.session else 0.0,
+            fault=fault,
+        )
+
+
+class History:
+    """The last finished requests, bounded by count."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._ended: OrderedDict[str, tuple[Request, Now, Fault | None]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._ended)
+
+    def add(self, request: Request, now: Now, fault: Fault | None) -> None:
+        """Remember an ended request without its payload; the oldest beyond the limit is forgotten."""
+        if self._limit == 0:
+            return
+        self._ended.pop(request.request_id, None)  # an id may be used again after its request ended
+        self._ended[request.request_id] = (request, now, fault)
+        if len(self._ended) > self._limit:
+            self._ended.popitem(last=False)
+
+    def get(self, request_id: str) -> Record | None:
+        """The record of an ended request, or None if it is unknown or forgotten."""
+        found = self._ended.get(request_id)
+        if found is None:
+            return None
+        request, now, fault = found
+        return Record.of(request, now, fault)
+
+
+def as_plain(record: Record) -> dict[str, Any]:
+    """A record as the dict that doors print as JSON."""
+    plain: dict[str, Any] = msgspec.to_builtins(record)
+    plain["phases"] = [{"phase": phase, "at": wall, "after_seconds": after} for phase, wall, after in record.phases]
+    return plain

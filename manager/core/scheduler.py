@@ -1,0 +1,111 @@
+"""Who goes next. Today: first come, first served, among the accounts that have a slot.
+
+A request whose account has no slot never blocks one whose account has. Each account has a queue of its own, ordered by
+arrival; a request that has to wait again finds its old place by its sequence number. The interface is what later
+policies (priorities, fair shares, ageing) keep: `push`, `next_for`, `remove`, `position`.
+
+Cost: O(log n) in the requests of an account, O(accounts) to choose among them; accounts are a handful.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from callpool.manager.core.requests import Request
+
+
+class Scheduler:
+    """The queue of the pool, bounded in count and in bytes of payload."""
+
+    def __init__(self, *, max_requests: int, max_bytes: int) -> None:
+        self.max_requests = max_requests
+        self.max_bytes = max_bytes
+        self._waiting: dict[str, Request] = {}
+        """request_id → waiting request; what is in a heap but not here (or with another sequence) has left."""
+        self._heaps: dict[str, list[tuple[int, str]]] = {}
+        self._counts: dict[str, int] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of payload that wait."""
+        return self._bytes
+
+    def has_room(self, payload_bytes: int, *, reserved: int = 0) -> bool:
+        """Whether one more request of this size may wait, with `reserved` places promised to others."""
+        return len(self._waiting) + reserved < self.max_requests and self._bytes + payload_bytes <= self.max_bytes
+
+    def count(self, account: str) -> int:
+        """How many requests wait for this account."""
+        return self._counts.get(account, 0)
+
+    def push(self, request: Request) -> None:
+        """Let a request wait, at the place of its sequence number."""
+        account = request.provider
+        self._waiting[request.request_id] = request
+        self._counts[account] = self._counts.get(account, 0) + 1
+        self._bytes += len(request.payload)
+        heap = self._heaps.get(account)
+        if heap is None:
+            heap = self._heaps[account] = []
+        heapq.heappush(heap, (request.sequence, request.request_id))
+
+    def next_for(self, has_slot: Callable[[str], bool]) -> Request | None:
+        """Take the request that goes next among the accounts for which `has_slot` says yes; None if there is none."""
+        best: tuple[int, str] | None = None
+        chosen = ""
+        for account, heap in self._heaps.items():
+            self._drop_departed(heap)
+            if heap and (best is None or heap[0] < best) and has_slot(account):
+                best, chosen = heap[0], account
+        if best is None:
+            return None
+        heapq.heappop(self._heaps[chosen])
+        return self._leave(best[1])
+
+    def remove(self, request_id: str) -> Request | None:
+        """Take a request out of the queue (cancelled, expired); the places of the others stay."""
+        if request_id not in self._waiting:
+            return None
+        request = self._leave(request_id)
+        heap = self._heaps[request.provider]
+        if len(heap) > 2 * self._counts[request.provider] + 64:  # departed entries outnumber the waiting ones
+            heap[:] = [entry for entry in heap if self._is_waiting(entry)]
+            heapq.heapify(heap)
+        return request
+
+    def position(self, request: Request) -> int:
+        """How many requests of the same account wait before this one. O(1) for the newest, the case of every submit."""
+        count = self._counts.get(request.provider, 0)
+        heap = self._heaps.get(request.provider, [])
+        newest = heap[-1] if heap else None
+        if newest == (request.sequence, request.request_id):
+            return count - 1
+        return sum(
+            1 for other in self._waiting.values() if other.provider == request.provider and other.sequence < request.sequence
+        )
+
+    def waiting(self) -> list[Request]:
+        """All waiting requests in order of arrival. O(n log n): for draining, not for dispatch."""
+        return sorted(self._waiting.values(), key=lambda request: request.sequence)
+
+    def _leave(self, request_id: str) -> Request:
+        request = self._waiting.pop(request_id)
+        self._counts[request.provider] -= 1
+        self._bytes -= len(request.payload)
+        return request
+
+    def _is_waiting(self, entry: tuple[int, str]) -> bool:
+        request = self._waiting.get(entry[1])
+        return request is not None and request.sequence == entry[0]
+
+    def _drop_departed(self, heap: list[tuple[int, str]]) -> None:
+        while heap and not self._is_waiting(heap[0]):
+            heapq.heappop(heap)

@@ -1,0 +1,166 @@
+"""The session table: capacity, metadata bytes and counters, every operation O(1).
+
+A session is the lease that a request holds while it is active: one slot of the pool plus its metadata bytes. The charge
+is remembered at opening, so that closing gives back exactly that. Counters conserve: created = live + ended by outcome.
+The contract (names, texts, numbers) is the specification's; see docs/sessions.md.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from callpool.manager.core.faults import Fault
+
+
+class Outcome(StrEnum):
+    """How a session ended."""
+
+    COMPLETED = "completed"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+class Session:
+    """One lease. Times are monotonic seconds."""
+
+    __slots__ = ("created_at", "ended_at", "held", "metadata_bytes", "model", "outcome", "provider", "request_id", "session_id", "started_at")
+
+    def __init__(self, session_id: str, request_id: str, provider: str, model: str, metadata_bytes: int, now: float) -> None:
+        self.session_id = session_id
+        self.request_id = request_id
+        self.provider = provider
+        self.model = model
+        self.metadata_bytes = metadata_bytes
+        self.created_at = now
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.held = True
+        """Whether the lease is out. A session whose request waits again keeps its id and gives the lease back."""
+        self.outcome: Outcome | None = None
+
+    def duration(self, now: float) -> float:
+        """Seconds from start (creation, if it never started) to the end, or to `now`."""
+        begin = self.created_at if self.started_at is None else self.started_at
+        return (now if self.ended_at is None else self.ended_at) - begin
+
+
+class SessionTable:
+    """All live sessions and the totals since the start."""
+
+    def __init__(self, *, max_concurrent: int, max_metadata_bytes: int) -> None:
+        self.max_concurrent = max_concurrent
+        self.max_metadata_bytes = max_metadata_bytes
+        self.live: dict[str, Session] = {}
+        """request_id → session that has been created and has not ended."""
+        self.active = 0
+        """Leases that are out: never above `max_concurrent`."""
+        self.metadata_bytes = 0
+        """Sum of the charges of the leases that are out."""
+        self.peak = 0
+        self.created = 0
+        self.ended: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        self.total_duration = 0.0
+        self.rejected_capacity = 0
+        self.rejected_metadata_size = 0
+        self.rejected_creation_error = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more lease fits."""
+        return self.active < self.max_concurrent
+
+    def refuse_metadata(self, size: int) -> Fault | None:
+        """The fault if `size` bytes of metadata are too many, counted; else None."""
+        if size <= self.max_metadata_bytes:
+            return None
+        self.rejected_metadata_size += 1
+        return Fault(
+            code="metadata_too_large",
+            message=f"Metadata size ({size} bytes) exceeds limit ({self.max_metadata_bytes} bytes)",
+            param="metadata",
+            hint="send less metadata, or raise max_metadata_size",
+            details={"size": size, "limit": self.max_metadata_bytes},
+        )
+
+    def refuse_capacity(self) -> Fault | None:
+        """The fault if no lease is free, counted; else None. For callers that do not wait."""
+        if self.has_room:
+            return None
+        self.rejected_capacity += 1
+        return Fault(
+            code="capacity_full",
+            message=f"Maximum concurrent sessions reached (limit {self.max_concurrent}, active {self.active})",
+            hint="wait, release a session, or raise max_concurrent_sessions",
+            details={"limit": self.max_concurrent, "active": self.active},
+        )
+
+    def open(self, session_id: str, request_id: str, provider: str, model: str, metadata_bytes: int, now: float) -> Session:
+        """Create a session and take its lease. The caller has checked room, size and that the id is free."""
+        session = Session(session_id, request_id, provider, model, metadata_bytes, now)
+        self.live[request_id] = session
+        self.created += 1
+        self._take(session)
+        return session
+
+    def suspend(self, session: Session) -> None:
+        """Give the lease back while the request waits again; the session lives on and counts once."""
+        self._give_back(session)
+
+    def resume(self, session: Session) -> None:
+        """Take the lease again. The caller has checked that there is room."""
+        session.started_at = None
+        session.held = True
+        self._take(session)
+
+    def close(self, session: Session, outcome: Outcome, now: float) -> None:
+        """End a session: count the outcome once, give back slot and bytes once."""
+        del self.live[session.request_id]
+        if session.held:
+            self._give_back(session)
+        session.ended_at = now
+        session.outcome = outcome
+        self.ended[outcome] += 1
+        self.total_duration += session.duration(now)
+
+    def _take(self, session: Session) -> None:
+        self.active += 1
+        self.peak = max(self.peak, self.active)
+        self.metadata_bytes += session.metadata_bytes
+
+    def _give_back(self, session: Session) -> None:
+        session.held = False
+        self.active -= 1
+        self.metadata_bytes -= session.metadata_bytes
+
+    def statistics(self, *, shutdown_requested: bool) -> dict[str, int | float | bool]:
+        """The statistics of the contract, by its names. O(live) for `metrics_drift` alone, which audits every charge."""
+        ended = self.ended
+        total_ended = sum(ended.values())
+        audit = sum(session.metadata_bytes for session in self.live.values() if session.held)
+        return {
+            "total_sessions": self.created,
+            "total_sessions_created": self.created,
+            "total_sessions_completed": ended[Outcome.COMPLETED],
+            "total_sessions_timeout": ended[Outcome.TIMEOUT],
+            "total_sessions_error": ended[Outcome.ERROR],
+            "total_sessions_cancelled": ended[Outcome.CANCELLED],
+            "total_sessions_interrupted": ended[Outcome.INTERRUPTED],
+            "lifetime_total_created": self.created,
+            "lifetime_total_completed": ended[Outcome.COMPLETED],
+            "lifetime_total_timeout": ended[Outcome.TIMEOUT],
+            "lifetime_total_error": ended[Outcome.ERROR],
+            "active_sessions": self.active,
+            "completed_sessions": ended[Outcome.COMPLETED],
+            "error_sessions": ended[Outcome.ERROR],
+            "timeout_sessions": ended[Outcome.TIMEOUT],
+            "peak_concurrent_sessions": self.peak,
+            "current_metadata_bytes": self.metadata_bytes,
+            "sessions_rejected_capacity": self.rejected_capacity,
+            "sessions_rejected_metadata_size": self.rejected_metadata_size,
+            "sessions_rejected_creation_error": self.rejected_creation_error,
+            "average_session_duration": self.total_duration / total_ended if total_ended else 0.0,
+            "metrics_drift": audit - self.metadata_bytes,
+            "shutdown_requested": shutdown_requested,
+        }
