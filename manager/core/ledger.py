@@ -5,11 +5,6 @@ Only concurrency is accounted here; rates and money join it in the same shape (r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from callpool.manager.core.faults import Fault
-
 
 class Account:
     """One provider key, the thing that the provider limits."""
@@ -38,10 +33,8 @@ class Account:
 class Ledger:
     """All accounts by name."""
 
-    def __init__(self, limits: dict[str, int], refusals: dict[str, Fault]) -> None:
+    def __init__(self, limits: dict[str, int]) -> None:
         self.accounts = {name: Account(name, limit) for name, limit in limits.items()}
-        self.refusals = refusals
-        """Accounts that cannot serve at all (a key is missing), with the fault that every submit gets."""
 
     def has_slot(self, name: str) -> bool:
         """Whether a call on this account may start now."""

@@ -1,5 +1,44 @@
-"""One supervisor for every LLM call made on a machine."""
+"""One supervisor for every LLM call made on a machine.
 
+    import callpool
+
+    client = callpool.connect()  # or: with callpool.start(config) as client
+    handle = client.submit(provider="kimi", model="kimi-k3", messages=[{"role": "user", "content": "Hello"}], stream=True)
+    for text in handle:
+        print(text, end="")
+    handle.result()["usage"]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from callpool.manager import errors
+from callpool.manager.errors import *  # noqa: F403 - the error classes are public names of the package
 from callpool.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from callpool.manager.client import Client
+    from callpool.manager.embedded import connect, start
+    from callpool.manager.handle import Chunk, Handle
+
+__all__ = ["Chunk", "Client", "Handle", "__version__", "connect", "errors", "start", *errors.__all__]
+
+_LAZY = {
+    "Chunk": "callpool.manager.handle",
+    "Client": "callpool.manager.client",
+    "Handle": "callpool.manager.handle",
+    "connect": "callpool.manager.embedded",
+    "start": "callpool.manager.embedded",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the client's parts when they are first used: worker processes import this package and need none of them."""
+    if name in _LAZY:
+        from importlib import import_module  # noqa: PLC0415
+
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'callpool' has no attribute {name!r}")

@@ -1,0 +1,230 @@
+"""The client: submit requests to the supervisor of this machine, follow them, ask how it is."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from callpool.manager.channel import Channel
+from callpool.manager.core.catalogue import Catalogue
+from callpool.manager.core.messages import Accepted, Ask, Cancel, Chunk, Done, Rejected, Reply
+from callpool.manager.errors import ConnectionLost, DuplicateRequest, from_fault
+from callpool.manager.handle import Handle
+from callpool.manager.payload import build_submit
+from callpool.manager.proxy import connect as connect_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from callpool.manager.core.messages import ClientEvent
+
+ANSWER_DEADLINE = 30.0
+"""Seconds for the supervisor's own answers (not a provider's): beyond it the supervisor is stopped or stuck."""
+
+
+class Client:
+    """A connection to a supervisor. Safe to use from many threads; not to be shared with a forked child.
+
+    Closing it, or the end of its process, cancels what it still waits for. Shared state, all under `lock`: `_handles`,
+    `_asked`, `_lost`, and what the handles list.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.lock = threading.Lock()
+        self._handles: dict[str, Handle] = {}
+        self._asked: dict[int, _Question] = {}
+        self._lost: ConnectionLost | None = None
+        self._numbers = itertools.count(1)
+        self._pid = os.getpid()
+        prefix = os.urandom(8).hex()
+        self._request_ids = (f"req_{prefix}{number:08x}" for number in itertools.count(1))
+        connection = connect_wire(address)
+        try:
+            described = Channel.open(connection)
+            self._catalogue = msgspec.convert(described["catalogue"], Catalogue)
+        except BaseException:
+            connection.close()
+            raise
+        self.client_id: str = described["client_id"]
+        self._channel = Channel(connection, on_events=self._on_events, on_lost=self._on_lost)
+        self._channel.start()
+
+    def __repr__(self) -> str:
+        return f"<Client {self.client_id} of {self.address}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go: requests that have not ended are cancelled at their providers. Idempotent."""
+        if os.getpid() == self._pid:
+            self._channel.close()
+
+    def generate_request_id(self) -> str:
+        """A request id that no other process and no restart will make."""
+        return next(self._request_ids)
+
+    def submit(
+        self,
+        *,
+        provider: str,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        stream: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **parameters: Any,
+    ) -> Handle:
+        """Submit one request; returns as soon as the supervisor has taken it. It waits in the queue while the pool is full.
+
+        `timeout` is in seconds for the call itself (default: the model's, the provider's, then the supervisor's setting);
+        `parameters` go to the provider as they are (`temperature`, `max_tokens`, `tools`, …). Raises at once for bad input
+        (BadInput and its subclasses, MetadataTooLarge, DuplicateRequest, CredentialMissing) and when the supervisor takes
+        nothing more (QueueFull, ShuttingDown).
+        """
+        self._check_process()
+        submit = build_submit(
+            self._catalogue,
+            request_id=self.generate_request_id() if request_id is None else request_id,
+            provider=provider,
+            model=model,
+            messages=messages,
+            stream=stream,
+            timeout=timeout,
+            metadata=metadata,
+            parameters=parameters,
+        )
+        handle = Handle(self, submit.request_id, provider, model, stream=stream)
+        with self.lock:
+            if self._lost is not None:
+                raise from_fault(self._lost.fault)
+            known = self._handles.get(submit.request_id)
+            if known is None:
+                self._handles[submit.request_id] = handle
+        if known is not None:
+            raise DuplicateRequest(f"a request with the id {submit.request_id!r} is active", param="request_id")
+        self._channel.send(submit)
+        handle.wait_accepted(ANSWER_DEADLINE)
+        return handle
+
+    def status(self) -> dict[str, Any]:
+        """State, workers, accounts, sessions and queue of the supervisor."""
+        return self.ask("status")
+
+    def show(self, request_id: str) -> dict[str, Any]:
+        """The record of a live or recent request, with its phases. Raises UnknownRequest."""
+        return self.ask("show", request_id=request_id)
+
+    def cancel(self, request_id: str) -> dict[str, Any]:
+        """End any request of any client, as the operator: `{cancelling, state}`. Raises UnknownRequest."""
+        return self.ask("cancel", request_id=request_id)
+
+    def drain(self, timeout: float | None = None, *, wait: float | None = None) -> dict[str, Any]:
+        """Drain the supervisor and end it; returns the drain report. `wait` bounds the wait for it, in seconds."""
+        return self.ask("drain", _wait=wait, timeout=timeout)
+
+    def ask(self, verb: str, *, _wait: float | None = ANSWER_DEADLINE, **arguments: Any) -> Any:
+        """Call a verb of the service. Raises its error, or ConnectionLost after `_wait` seconds without an answer."""
+        self._check_process()
+        question = _Question()
+        number = next(self._numbers)
+        with self.lock:
+            if self._lost is not None:
+                raise from_fault(self._lost.fault)
+            self._asked[number] = question
+        self._channel.send(Ask(number, verb, arguments))
+        if not question.answered.acquire(timeout=-1 if _wait is None else _wait):
+            with self.lock:
+                self._asked.pop(number, None)
+            raise ConnectionLost(f"the supervisor did not answer {verb!r} within {_wait:g} s: is it stopped?")
+        if question.error is not None:
+            raise question.error
+        return question.value
+
+    # For handles.
+
+    def cancel_own(self, request_id: str) -> None:
+        """Ask to end a request of this client."""
+        self._check_process()
+        self._channel.send(Cancel(request_id))
+
+    def state_of(self, handle: Handle) -> str:
+        """The state of a request that has not ended, from the supervisor."""
+        state: str = self.show(handle.request_id)["state"]
+        return state
+
+    # From the reader thread.
+
+    def _on_events(self, events: list[ClientEvent]) -> None:
+        with self.lock:
+            for event in events:
+                if type(event) is Reply:
+                    self._answer(event)
+                else:
+                    self._tell_handle(event)
+
+    def _tell_handle(self, event: ClientEvent) -> None:
+        handle = self._handles.get(event.request_id)  # type: ignore[union-attr]
+        if handle is None:
+            return  # ended by `_on_lost`, or an event of a later protocol
+        if type(event) is Chunk:
+            handle._chunks.append(event.body)
+        elif type(event) is Done:
+            handle._accepted, handle._done = True, event
+            del self._handles[event.request_id]
+        elif type(event) is Accepted:
+            handle._accepted, handle._position = True, event.position
+        elif type(event) is Rejected:
+            handle._done = event.fault
+            del self._handles[event.request_id]
+        handle.wake()
+
+    def _answer(self, reply: Reply) -> None:
+        question = self._asked.pop(reply.number, None)
+        if question is None:
+            return  # nobody waits for it any more
+        question.value = reply.value
+        question.error = from_fault(reply.fault) if reply.fault is not None else None
+        question.answered.release()
+
+    def _on_lost(self, error: ConnectionLost) -> None:
+        with self.lock:
+            self._lost = error
+            for handle in self._handles.values():
+                handle._done = error.fault
+                handle.wake()
+            self._handles.clear()
+            for question in self._asked.values():
+                question.error = from_fault(error.fault)
+                question.answered.release()
+            self._asked.clear()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ConnectionLost("this client belongs to the process that made it: call callpool.connect() in the child")
+
+
+class _Question:
+    """One `ask` under way."""
+
+    __slots__ = ("answered", "error", "value")
+
+    def __init__(self) -> None:
+        self.answered = threading.Lock()
+        self.answered.acquire()
+        self.value: Any = None
+        self.error: Exception | None = None
+

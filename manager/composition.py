@@ -1,0 +1,101 @@
+"""From settings to parts: the core with its tables, and the options of model servers. Pure, except for finding the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from callpool.manager.core.catalogue import Catalogue, ProviderEntry
+from callpool.manager.core.faults import Fault
+from callpool.manager.core.ledger import Ledger
+from callpool.manager.core.machine import Core
+from callpool.manager.core.requests import History
+from callpool.manager.core.scheduler import Scheduler
+from callpool.manager.core.sessions import SessionTable
+from callpool.manager.errors import CallpoolError
+from callpool.workers.model_options import ModelOptions, find_model, require_engine
+
+if TYPE_CHECKING:
+    from callpool.manager.boot import Boot
+    from callpool.manager.settings import ProviderSettings
+
+LOCAL_MODEL = "smollm2"
+"""The model that a `local` provider serves when its configuration lists none."""
+LOCAL_SLOTS = 8
+"""Answers at once of the local model, where the configuration does not say."""
+
+
+def build_core(boot: Boot) -> Core:
+    """The core of a supervisor with these settings."""
+    pool = boot.settings.supervisor
+    catalogue = build_catalogue(boot)
+    return Core(
+        catalogue=catalogue,
+        sessions=SessionTable(
+            max_concurrent=pool.max_concurrent_sessions, max_metadata_bytes=pool.max_metadata_size
+        ),
+        ledger=Ledger({name: entry.limit for name, entry in catalogue.providers.items()}),
+        scheduler=Scheduler(max_requests=pool.max_queued_requests, max_bytes=pool.max_queued_bytes),
+        history=History(pool.history_requests),
+    )
+
+
+def build_catalogue(boot: Boot) -> Catalogue:
+    """What can be submitted to a supervisor with these settings."""
+    return Catalogue(
+        providers={name: _entry(boot, name, provider) for name, provider in boot.settings.providers.items()},
+        max_metadata_size=boot.settings.supervisor.max_metadata_size,
+    )
+
+
+def _entry(boot: Boot, name: str, provider: ProviderSettings) -> ProviderEntry:
+    models = {model: boot.settings.timeout_for(name, model) for model in provider.models}
+    if provider.kind == "local" and not models:
+        models = {LOCAL_MODEL: boot.settings.timeout_for(name, LOCAL_MODEL)}
+    return ProviderEntry(
+        timeout=boot.settings.timeout_for(name, ""),
+        limit=_limit(boot, provider),
+        models=models,
+        any_model=provider.any_model or not models,
+        refusal=_refusal(boot, name, provider),
+    )
+
+
+def _limit(boot: Boot, provider: ProviderSettings) -> int:
+    if provider.concurrency is not None:
+        return provider.concurrency
+    return LOCAL_SLOTS if provider.kind == "local" else boot.settings.supervisor.max_concurrent_sessions
+
+
+def _refusal(boot: Boot, name: str, provider: ProviderSettings) -> Fault | None:
+    """Why this provider can serve nothing until the supervisor is started again, or None."""
+    if provider.kind == "local":
+        try:
+            require_engine()
+            find_model()
+        except CallpoolError as error:
+            return error.fault
+        return None
+    fact = boot.key_facts.get(name)
+    if fact is None or fact.state != "missing":
+        return None
+    return Fault(
+        code="credential_missing",
+        message=f"provider {name!r} has no key: {fact.source} is not set",
+        param="provider",
+        hint="set it where the supervisor is started, and start it again",
+    )
+
+
+def model_options(boot: Boot) -> dict[str, ModelOptions]:
+    """The options of each `local` provider's model server; providers that cannot serve are left out."""
+    options = {}
+    for name, provider in boot.settings.providers.items():
+        if provider.kind == "local" and _refusal(boot, name, provider) is None:
+            options[name] = ModelOptions(
+                path=str(find_model()),
+                name=next(iter(provider.models), LOCAL_MODEL),
+                slots=_limit(boot, provider),
+                log=str(Path(boot.home) / "logs" / f"model-{name}.log"),
+            )
+    return options

@@ -1,0 +1,224 @@
+"""The configuration: find the file, read it, refuse it whole or make `Settings` of it, and tell what is in effect.
+
+A refusal is one `ConfigError` that lists every problem as `file:line: key: what`, so that a person mends the file once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from callpool.manager.config_check import Problem, check
+from callpool.manager.errors import ConfigError
+from callpool.manager.keys import KeyFact, default_base_url
+from callpool.manager.paths import config_home, expand_home
+from callpool.manager.settings import ModelSettings, ProviderSettings, Settings
+from callpool.manager.toml_lines import KeyPath, key_lines
+
+LARGEST_FILE: Final = 1_048_576
+"""Bytes; thousands of models fit, and a wrong path (a database, a log) is refused before it fills the memory."""
+_LISTED_PROBLEMS: Final = 50
+"""More than a person mends at a time; `details["count"]` has them all."""
+
+Source = str | os.PathLike[str] | Mapping[str, Any] | None
+
+
+def load(source: Source, environ: Mapping[str, str], known_faults: Collection[str] | None = None) -> Settings:
+    """The settings of a file, of a dict of the same shape, or (None) of the file that `config_file` finds.
+
+    Without any file the settings are the defaults, with no provider. Relative names in `api_key_file` are taken from
+    the file's directory (from the working directory for a dict), and `~/` from the home directory. `known_faults` are
+    the names that a scripted model's `error` may have; None does not check them.
+    Raises `ConfigError`, with `details["count"]`.
+    """
+    document = _document(source, environ)
+    if document is None:
+        return Settings()
+    problems = check(document.content, known_faults)
+    if problems:
+        raise _refusal(document, problems)
+    return _settings(document, environ)
+
+
+def config_file(environ: Mapping[str, str]) -> Path | None:
+    """The file that CALLPOOL_CONFIG names, else `callpool/config.toml` in XDG_CONFIG_HOME if it is there, else None."""
+    named = environ.get("CALLPOOL_CONFIG")
+    if named:
+        return expand_home(named, environ)
+    usual = config_home(environ) / "callpool" / "config.toml"
+    return usual if os.path.lexists(usual) else None
+
+
+def describe(settings: Settings, facts: Mapping[str, KeyFact] | None = None) -> dict[str, Any]:
+    """What is in effect, defaults filled in, as plain data for `callpool config check`: never the value of a key.
+
+    With the `facts` of `Keys.facts()` each provider's `key` is `{source, state, host}`, where `state` is "set",
+    "missing" or "not needed"; without them it is None.
+    """
+    return {
+        "supervisor": msgspec.structs.asdict(settings.supervisor),
+        "providers": {
+            name: _describe_provider(settings, name, provider, (facts or {}).get(name))
+            for name, provider in settings.providers.items()
+        },
+    }
+
+
+def _describe_provider(
+    settings: Settings, name: str, provider: ProviderSettings, fact: KeyFact | None
+) -> dict[str, Any]:
+    concurrency = provider.concurrency
+    return {
+        "kind": provider.kind,
+        "base_url": default_base_url(provider),
+        "key": None if fact is None else {"source": fact.source, "state": fact.state, "host": fact.host},
+        "concurrency": settings.supervisor.max_concurrent_sessions if concurrency is None else concurrency,
+        "timeout": settings.supervisor.default_timeout if provider.timeout is None else provider.timeout,
+        "any_model": provider.any_model or not provider.models,
+        "models": {
+            model: _describe_model(listed) | {"timeout": settings.timeout_for(name, model)}
+            for model, listed in provider.models.items()
+        },
+    }
+
+
+def _describe_model(model: ModelSettings) -> dict[str, Any]:
+    """The fields that differ from the defaults: most models have none of a scripted model's."""
+    defaults = msgspec.structs.asdict(ModelSettings())
+    return {name: value for name, value in msgspec.structs.asdict(model).items() if value != defaults[name]}
+
+
+# Reading.
+
+
+class _Document(NamedTuple):
+    name: str
+    """Stands before each problem: the file's path, or a word for a dict."""
+    directory: Path
+    """Where relative file names begin."""
+    content: Mapping[str, Any]
+    text: str
+    """What the content was read from; empty for a dict."""
+
+
+def _document(source: Source, environ: Mapping[str, str]) -> _Document | None:
+    if isinstance(source, Mapping):
+        return _Document("configuration", Path.cwd(), source, "")
+    path = config_file(environ) if source is None else expand_home(os.fsdecode(source), environ)
+    if path is None:
+        return None
+    text = _read(path)
+    return _Document(str(path), path.absolute().parent, _parse(path, text), text)
+
+
+def _read(path: Path) -> str:
+    """The file's text; a byte order mark, which some editors write, is left out."""
+    try:
+        content = _content(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file", count=1) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}", count=1) from None
+    if content is None:
+        raise ConfigError(f"{path}: is {'a directory' if path.is_dir() else 'no regular file'}", count=1)
+    if len(content) > LARGEST_FILE:
+        raise ConfigError(f"{path}: is larger than {LARGEST_FILE} bytes: is it a configuration?", count=1)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: is not UTF-8 text", count=1) from None
+
+
+def _content(path: Path) -> bytes | None:
+    """One byte more than allowed at most; None for what is no regular file."""
+    # Without O_NONBLOCK, opening a named pipe waits for a writer that may never come.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(LARGEST_FILE + 1)
+    finally:
+        os.close(descriptor)
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(error))
+        line = int(where[1]) if where and where[1] else text.rstrip().count("\n") + 1
+        what = str(error)[: where.start()] if where else str(error)
+        raise ConfigError(f"{path}:{line}: {what}", count=1) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: brackets are nested too deeply", count=1) from None
+    except ValueError:  # Python's own limit on the digits of a whole number
+        raise ConfigError(f"{path}: a number has too many digits", count=1) from None
+
+
+# Making settings, or one error of all problems.
+
+
+def _settings(document: _Document, environ: Mapping[str, str]) -> Settings:
+    """The settings of a document without problems; names of key files become absolute."""
+    settings = msgspec.convert(_plain(document.content), Settings)
+    providers = dict(settings.providers)
+    for name, provider in settings.providers.items():
+        if provider.api_key_file is not None:
+            path = document.directory / expand_home(provider.api_key_file, environ)
+            providers[name] = msgspec.structs.replace(provider, api_key_file=str(path))
+    return msgspec.structs.replace(settings, providers=providers)
+
+
+def _plain(value: Any) -> Any:
+    """Any mapping as a dict of plain types, without the Nones that stand for optional fields left out."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items() if item is not None}
+    return value
+
+
+def _refusal(document: _Document, problems: list[Problem]) -> ConfigError:
+    lines = key_lines(document.text) if document.text else {}
+    # The sort is stable: problems of one line stay in the order of the walk.
+    located = sorted(((_line(lines, problem.path), problem) for problem in problems), key=lambda pair: pair[0])
+    listed = [
+        f"{document.name}{f':{line}' if document.text else ''}: {dotted(problem.path)}: {problem.what}"
+        for line, problem in located[:_LISTED_PROBLEMS]
+    ]
+    if len(problems) > len(listed):
+        listed.append(f"{document.name}: and {len(problems) - len(listed)} more problems")
+    line, first = located[0]
+    details: dict[str, Any] = {"count": len(problems)}
+    if document.text:
+        details |= {"file": document.name, "line": line}
+    return ConfigError("\n".join(listed), param=dotted(first.path), **details)
+
+
+def _line(lines: Mapping[KeyPath, int], path: KeyPath) -> int:
+    """The line of a path; a key that is missing stands where its table begins."""
+    return next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 1)
+
+
+def dotted(path: KeyPath) -> str:
+    """A path as TOML writes it: `providers.kimi.models."kimi-k3.5".replies[2]`, with control characters escaped."""
+    parts: list[str] = []
+    for part in path:
+        if isinstance(part, int):
+            parts.append(f"[{part}]")
+        else:
+            bare = re.fullmatch(r"[A-Za-z0-9_-]+", part)
+            parts.append(("." if parts else "") + (part if bare else f'"{_escaped(part)}"'))
+    return "".join(parts)
+
+
+def _escaped(name: str) -> str:
+    shown = name if len(name) <= 100 else name[:100] + "…"
+    return "".join(letter if letter.isprintable() and letter not in '"\\' else ascii(letter)[1:-1] for letter in shown)

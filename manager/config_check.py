@@ -1,0 +1,150 @@
+"""The check of a whole configuration: a walk that collects every problem instead of stopping at the first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from callpool.manager.config_rules import (
+    KINDS,
+    MODEL_RULES,
+    PROVIDER_RULES,
+    SUPERVISOR_RULES,
+    Rule,
+    nearest,
+    one_of,
+    type_name,
+    wanted,
+)
+from callpool.manager.settings import ModelSettings, ProviderSettings, Settings, SupervisorSettings
+from callpool.manager.toml_lines import KeyPath
+
+_SCRIPTED_ONLY: Final = tuple(name for name in MODEL_RULES if name != "timeout")
+_CALLS_OUT: Final = ("api_key_env", "api_key_file", "base_url")
+_LITERAL_KEYS: Final = frozenset({"apikey", "key", "token", "secret", "password"})
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: where, and a phrase for a person that follows the key."""
+
+    path: KeyPath
+    what: str
+
+
+def check(document: Mapping[str, Any], known_faults: Collection[str] | None = None) -> list[Problem]:
+    """Everything that is wrong with a configuration of the shape of the TOML file; an empty list means it is good.
+
+    `known_faults` are the names that `error` of a scripted model may have; None does not check them.
+    """
+    walk = _Walk(known_faults)
+    walk.document(document)
+    return walk.problems
+
+
+class _Walk:
+    """Goes through a document once and gathers problems."""
+
+    def __init__(self, known_faults: Collection[str] | None) -> None:
+        self.problems: list[Problem] = []
+        self._known_faults = known_faults
+
+    def _add(self, path: KeyPath, what: str) -> None:
+        self.problems.append(Problem(path, what))
+
+    def document(self, document: Mapping[str, Any]) -> None:
+        self._known_names((), document, Settings.__struct_fields__)
+        supervisor = document.get("supervisor", {})
+        if self._is_table(("supervisor",), supervisor):
+            self._fields(("supervisor",), supervisor, SUPERVISOR_RULES, SupervisorSettings)
+        providers = document.get("providers", {})
+        if self._is_table(("providers",), providers):
+            for name, provider in providers.items():
+                self._provider(("providers", name), provider)
+
+    def _is_table(self, path: KeyPath, value: object) -> bool:
+        if isinstance(value, Mapping):
+            return True
+        self._add(path, wanted("a table", value))
+        return False
+
+    def _known_names(self, path: KeyPath, table: Mapping[str, Any], valid: Collection[str]) -> None:
+        for name in table:
+            if not isinstance(name, str):
+                self._add(path, f"names of keys are text, one is {type_name(name)}")
+            elif name not in valid:
+                self._add((*path, name), f"unknown key; {nearest(name, valid)}")
+
+    def _fields(
+        self, path: KeyPath, table: Mapping[str, Any], rules: Mapping[str, Rule], shape: type[msgspec.Struct]
+    ) -> None:
+        """The plain fields of one table; None stands for an optional field that is left out."""
+        self._known_names(path, table, shape.__struct_fields__)
+        optional = {field.name for field in msgspec.structs.fields(shape) if field.default is None}
+        for name, rule in rules.items():
+            if name in table and not (table[name] is None and name in optional):
+                what = rule(table[name])
+                if what is not None:
+                    self._add((*path, name), what)
+
+    def _provider(self, path: KeyPath, provider: object) -> None:
+        if not isinstance(path[-1], str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", path[-1]):
+            self._add(path, "a provider's name has 1 to 64 letters, digits, dots, underscores or hyphens")
+        if not isinstance(provider, Mapping):
+            self._add(path, wanted("a table", provider))
+            return
+        literal = {name for name in provider if re.sub(r"[^a-z]", "", str(name).lower()) in _LITERAL_KEYS}
+        for name in sorted(literal):
+            self._add(
+                (*path, name),
+                "a key does not belong into the configuration: name its environment variable in api_key_env, "
+                "or a file of mode 0600 in api_key_file",
+            )
+        plain = {name: value for name, value in provider.items() if name not in literal}
+        self._fields(path, plain, PROVIDER_RULES, ProviderSettings)
+        self._kind(path, provider)
+        models = provider.get("models", {})
+        if self._is_table((*path, "models"), models):
+            kind = provider.get("kind", "scripted")
+            for name, model in models.items():
+                self._model((*path, "models", name), model, scripted=kind == "scripted" or kind not in KINDS)
+
+    def _kind(self, path: KeyPath, provider: Mapping[str, Any]) -> None:
+        """What the kind of a provider means for its other keys."""
+        kind, given = provider.get("kind"), [name for name in _CALLS_OUT if provider.get(name) is not None]
+        if "kind" not in provider:
+            self._add(path, f"kind is missing; it is one of: {', '.join(KINDS)}")
+        if kind in ("local", "scripted"):  # a tuple: a value that cannot be hashed is a problem, not a crash
+            for name in given:
+                self._add((*path, name), f'has no meaning for kind "{kind}", which calls no provider: remove it')
+        elif given[:2] == ["api_key_env", "api_key_file"]:
+            self._add((*path, "api_key_file"), "a key comes from one place: give api_key_env or api_key_file, not both")
+        if kind == "openai" and "base_url" not in given:
+            self._add(path, 'base_url is missing: kind "openai" has no address of its own')
+
+    def _model(self, path: KeyPath, model: object, *, scripted: bool) -> None:
+        name = path[-1]
+        if not (isinstance(name, str) and 1 <= len(name) <= 200 and name.isprintable()):
+            self._add(path, "a model's name has 1 to 200 printable characters")
+        if not isinstance(model, Mapping):
+            self._add(path, wanted("a table", model))
+            return
+        self._fields(path, model, MODEL_RULES, ModelSettings)
+        if scripted:
+            self._script(path, model)
+            return
+        for key in [key for key in _SCRIPTED_ONLY if key in model]:
+            self._add((*path, key), 'is for providers of kind "scripted" alone')
+
+    def _script(self, path: KeyPath, model: Mapping[str, Any]) -> None:
+        """What the rule of a single field of a scripted model cannot see."""
+        replies, error = model.get("replies"), model.get("error")
+        for index, reply in enumerate(replies if isinstance(replies, list | tuple) else ()):
+            if not isinstance(reply, str):
+                self._add((*path, "replies", index), wanted("text", reply))
+        if isinstance(error, str) and self._known_faults is not None:
+            what = one_of(self._known_faults, "known fault")(error)
+            if what is not None:
+                self._add((*path, "error"), what)

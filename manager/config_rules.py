@@ -1,0 +1,197 @@
+"""What each key of a configuration may hold: one rule for each, in three tables that mirror the settings.
+
+No value reaches a message unless it is a short word that was meant to be one of a list: people do paste their key into
+the wrong line, and a refusal is printed, logged and sent around.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import re
+import urllib.parse
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final, get_args
+
+from callpool.manager.settings import Kind
+
+KINDS: Final[tuple[str, ...]] = get_args(Kind)
+LONGEST_TIME: Final = 86_400.0
+"""Seconds, one day: nothing in a supervisor waits longer, and larger numbers overflow the system's timers."""
+
+Rule = Callable[[object], str | None]
+"""Takes a value, returns what is wrong with it, or None."""
+
+
+def type_name(value: object) -> str:
+    """A value's type in the words of a TOML file."""
+    words = ((bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "text"), (Mapping, "a table"))
+    for kind, word in words:  # bool comes first: to Python it is an int
+        if isinstance(value, kind):
+            return word
+    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+
+
+def wanted(what: str, value: object) -> str:
+    """The message about a wrong type."""
+    return f"{what} is wanted, this is {type_name(value)}"
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The part of a message that names the nearest valid name, or all of them where none is near."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name[:100].lower(), names, n=1)
+    return f'did you mean "{near[0]}"?' if near else f"valid are: {', '.join(names)}"
+
+
+def _whole(least: int, most: int) -> Rule:
+    def rule(value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return wanted("a whole number", value)
+        return None if least <= value <= most else f"must be from {least} to {most}"
+
+    return rule
+
+
+def _seconds(*, zero: bool = False) -> Rule:
+    least = "0 or more" if zero else "more than 0"
+
+    def rule(value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return wanted("a number of seconds", value)
+        if isinstance(value, float) and not math.isfinite(value):  # NaN passes every comparison below, turned round
+            return "must be a finite number of seconds"
+        if value < 0 or value > LONGEST_TIME or (value == 0 and not zero):
+            return f"must be {least} and at most {LONGEST_TIME:.0f} seconds"
+        return None
+
+    return rule
+
+
+def one_of(names: Collection[str], noun: str) -> Rule:
+    """The rule for a text that must be one of `names`."""
+
+    def rule(value: object) -> str | None:
+        if not isinstance(value, str):
+            return wanted("text", value)
+        if value in names:
+            return None
+        return f"{_word(value)} is no {noun}; {nearest(value, names)}"
+
+    return rule
+
+
+def _word(value: str) -> str:
+    """A value for a message if it can be a mistyped word; anything that could be a secret stays out."""
+    return repr(value) if re.fullmatch(r"[a-z_ -]{0,30}", value, re.IGNORECASE) else "this"
+
+
+def _flag(value: object) -> str | None:
+    return None if isinstance(value, bool) else wanted("true or false", value)
+
+
+def _text(value: object) -> str | None:
+    return None if isinstance(value, str) else wanted("text", value)
+
+
+def _texts(value: object) -> str | None:
+    return None if isinstance(value, list | tuple) else wanted("a list of texts", value)
+
+
+def _file_name(value: object) -> str | None:
+    if not isinstance(value, str):
+        return wanted("text", value)
+    return None if value and value.isprintable() else "must be the path of a file"
+
+
+def _variable_name(value: object) -> str | None:
+    if not isinstance(value, str):
+        return wanted("text", value)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value) or _looks_like_a_key(value):
+        return "must be the name of an environment variable, not the key itself (the value is not repeated here)"
+    return None
+
+
+def _looks_like_a_key(name: str) -> bool:
+    """True for names that are a pasted key: a prefix of vendors, or one long word of letters and digits."""
+    return name.lower().startswith(("sk-", "sk_")) or (
+        len(name) >= 20 and "_" not in name and any(letter.isdigit() for letter in name)
+    )
+
+
+def _base_url(value: object) -> str | None:
+    """An address to which keys and prompts go. The value is never repeated: it may hold a password."""
+    if not isinstance(value, str):
+        return wanted("text", value)
+    if not re.fullmatch(r"[!-~]{1,2048}", value) or "\\" in value:
+        return "must be a URL of printable ASCII characters, without spaces or backslashes"
+    try:
+        parts = urllib.parse.urlsplit(value)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "is not a valid URL"
+    open_to_the_network = parts.scheme == "http" and not _is_loopback(host)
+    checks = (
+        (not value.lower().startswith(("https://", "http://")), "must begin with https://"),
+        ("@" in parts.netloc, "must not hold a user name or password: use api_key_env or api_key_file"),
+        ("?" in value or "#" in value, "must end with the path, without ? and #"),
+        (not _is_host(host), "needs a host"),
+        (port == 0 or parts.netloc.endswith(":"), "must name a port from 1 to 65535, or none"),
+        (open_to_the_network, "must begin with https:// (http is for 127.0.0.0/8, ::1 and localhost alone)"),
+    )
+    return next((what for wrong, what in checks if wrong), None)
+
+
+def _is_host(host: str) -> bool:
+    if ":" not in host:
+        return re.fullmatch(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?", host) is not None
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    """Only what every resolver reads as this machine: no names (but one), no integers, no IPv4 inside IPv6."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    loopback = ipaddress.IPv4Network("127.0.0.0/8")
+    return address in loopback if address.version == 4 else address == ipaddress.IPv6Address("::1")
+
+
+SUPERVISOR_RULES: Final[dict[str, Rule]] = {
+    "workers": _whole(1, 64),
+    "max_concurrent_sessions": _whole(1, 100_000),
+    "max_metadata_size": _whole(2, 1_048_576),  # {} is two bytes; a whole request is at most 1 MiB
+    "default_timeout": _seconds(),
+    "max_queued_requests": _whole(1, 1_000_000),
+    "max_queued_bytes": _whole(1, 2**40),
+    "shutdown_timeout": _seconds(),
+    "heartbeat_interval": _seconds(),
+    "max_connections": _whole(1, 100_000),
+    "history_requests": _whole(1, 1_000_000),
+}
+PROVIDER_RULES: Final[dict[str, Rule]] = {
+    "kind": one_of(KINDS, "kind of provider"),
+    "base_url": _base_url,
+    "api_key_env": _variable_name,
+    "api_key_file": _file_name,
+    "concurrency": _whole(1, 100_000),
+    "timeout": _seconds(),
+    "any_model": _flag,
+}
+MODEL_RULES: Final[dict[str, Rule]] = {
+    "timeout": _seconds(),
+    "reply": _text,
+    "replies": _texts,
+    "delay": _seconds(zero=True),
+    "chunks": _whole(0, 100_000),
+    "chunk_delay": _seconds(zero=True),
+    "error": _text,
+}

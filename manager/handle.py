@@ -1,0 +1,173 @@
+"""One submitted request, as its submitter sees it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from callpool.manager.core.states import State
+from callpool.manager.errors import BadInput, ResultTimeout, from_fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from callpool.manager.client import Client
+    from callpool.manager.core.faults import Fault
+    from callpool.manager.core.messages import Done
+
+
+class Chunk(str):
+    """A piece of a streamed answer: the text itself, with the provider's own chunk object as `raw`."""
+
+    __slots__ = ("raw",)
+    raw: dict[str, Any] | None
+
+    def __new__(cls, text: str, raw: dict[str, Any] | None = None) -> Chunk:
+        """A chunk of this text."""
+        chunk = super().__new__(cls, text)
+        chunk.raw = raw
+        return chunk
+
+
+class Handle:
+    """A request under way. Iterate over it for its text as it comes; ask `result()` for the whole answer.
+
+    Shared state, all under the client's lock: `_chunks`, `_done`, `_accepted`, `_position`, `_waiters`.
+    """
+
+    __slots__ = ("_accepted", "_chunks", "_client", "_done", "_model", "_position", "_provider", "_stream", "_waiters", "request_id")
+
+    def __init__(self, client: Client, request_id: str, provider: str, model: str, *, stream: bool) -> None:
+        self.request_id = request_id
+        self._client = client
+        self._provider = provider
+        self._model = model
+        self._stream = stream
+        self._chunks: deque[bytes] = deque()
+        self._done: Done | Fault | None = None
+        """How it ended: what the supervisor said, or the fault that kept it from saying anything."""
+        self._accepted = False
+        self._position: int | None = None
+        self._waiters: list[threading.Lock] = []
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.request_id} {self._provider}/{self._model} {'ended' if self._done else 'under way'}>"
+
+    @property
+    def position(self) -> int | None:
+        """Place in its account's queue when it was accepted (0: next), or None if it was not asked for."""
+        return self._position
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._done is not None
+
+    @property
+    def state(self) -> str:
+        """Its state now: asked of the supervisor while it is under way."""
+        done = self._done
+        if done is None:
+            return self._client.state_of(self)
+        return getattr(done, "state", None) or (State.REJECTED if not self._accepted else State.INTERRUPTED).value
+
+    def cancel(self) -> bool:
+        """Ask to end it: the provider's socket is closed if its call runs. False if it had ended already.
+
+        `result()` then raises RequestCancelled, or returns the answer if that was faster.
+        """
+        if self._done is not None:
+            return False
+        self._client.cancel_own(self.request_id)
+        return True
+
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
+        """The whole answer: `{provider, model, content, usage, metadata: {session: {…}}, finish_reason, raw, …}`.
+
+        Waits at most `timeout` seconds, then raises ResultTimeout (the request goes on). Raises the request's own error:
+        RequestTimeout, RequestCancelled, WorkerLost, a ProviderError, ….
+        """
+        _check_wait(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._done is None:
+            self._wait(deadline, timeout, lambda: self._done is not None)
+        return self._answer()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The request's error, or None if it has an answer. Waits like `result`."""
+        try:
+            self.result(timeout)
+        except ResultTimeout:
+            raise
+        except Exception as error:  # noqa: BLE001 - the request's own error is what is asked for
+            return error
+        return None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """The text, piece by piece, as it comes; of a request without `stream`, in one piece. Raises like `result`."""
+        while True:
+            while self._chunks:
+                piece = msgspec.json.decode(self._chunks.popleft())
+                yield Chunk(piece["text"], piece["raw"])
+            if self._done is not None and not self._chunks:
+                break
+            self._wait(None, None, lambda: self._done is not None or bool(self._chunks))
+        answer = self._answer()
+        if not self._stream:
+            yield Chunk(answer["content"], answer["raw"])
+
+    def _answer(self) -> dict[str, Any]:
+        done = self._done
+        if done is None:
+            raise RuntimeError("the request has not ended")
+        fault = getattr(done, "fault", done)
+        if fault is not None:
+            raise from_fault(fault)
+        body: dict[str, Any] = msgspec.json.decode(done.body or b"{}")
+        session = {"session_id": done.session_id, "request_id": self.request_id, "duration_seconds": done.duration}
+        answer = {"provider": self._provider, "model": self._model, "content": "", "usage": {}, "finish_reason": None, "raw": None}
+        return {**answer, **body, "metadata": {"session": session}}
+
+    # For the client, under its lock.
+
+    def wake(self) -> None:
+        """Something happened: let those who wait look again."""
+        for waiter in self._waiters:
+            waiter.release()
+        self._waiters.clear()
+
+    def wait_accepted(self, seconds: float) -> None:
+        """Wait until the supervisor has taken or refused it; raises the refusal."""
+        deadline = time.monotonic() + seconds
+        while not self._accepted and self._done is None:
+            self._wait(deadline, seconds, lambda: self._accepted or self._done is not None)
+        if not self._accepted and self._done is not None:
+            raise from_fault(getattr(self._done, "fault", None) or self._done)
+
+    def _wait(self, deadline: float | None, seconds: float | None, ready: Any) -> None:
+        waiter = threading.Lock()
+        waiter.acquire()
+        with self._client.lock:
+            if ready():
+                return
+            self._waiters.append(waiter)
+        left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
+        if waiter.acquire(timeout=left):
+            return
+        with self._client.lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+        if not ready():
+            raise ResultTimeout(f"{self.request_id} has not ended after {seconds:g} s; it goes on", seconds=seconds)
+
+
+def _check_wait(timeout: float | None) -> None:
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise BadInput(f"timeout must be a number of seconds, got {type(timeout).__name__}", param="timeout")
+    if not 0 <= timeout <= threading.TIMEOUT_MAX:
+        raise BadInput(f"timeout must be from 0 to {threading.TIMEOUT_MAX:.0f} seconds, got {timeout!r}", param="timeout")

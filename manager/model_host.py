@@ -1,0 +1,179 @@
+"""The local model server as the supervisor sees it: one child process per `local` provider, watched and restarted.
+
+While it is not ready its account is closed: requests wait in the queue instead of failing. Owner: the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import multiprocess
+
+from callpool.manager.arbiter import BACKOFF_FIRST, BACKOFF_LIMIT, HEALTHY_AFTER
+from callpool.manager.core.messages import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from multiprocess.context import SpawnProcess
+
+log = logging.getLogger(__name__)
+
+LOAD_DEADLINE = 60.0
+"""Seconds for loading the model."""
+MAX_REPORT = 65_536
+
+
+class ModelHost:
+    """Keeps one model server running and tells where it is."""
+
+    def __init__(
+        self,
+        provider: str,
+        *,
+        target: Callable[..., None],
+        options: Any,
+        read_report: Callable[[bytes], Any],
+        on_endpoint: Callable[[Endpoint], None],
+        on_closed: Callable[[str, str | None], None],
+    ) -> None:
+        """`target(options, pipe)` runs in the child and writes one line, which `read_report` decodes.
+
+        `on_closed(provider, reason)` is told why the account is closed, or None when it is open again.
+        """
+        self.provider = provider
+        self.endpoint: Endpoint | None = None
+        self.pid: int | None = None
+        self.restarts = 0
+        self._target = target
+        self._options = options
+        self._read_report = read_report
+        self._on_endpoint = on_endpoint
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._process: SpawnProcess | None = None
+        self._pipe: socket.socket | None = None
+        self._said = b""
+        self._failures = 0
+        self._spawned_at = 0.0
+        self._timers: list[asyncio.TimerHandle] = []
+        self._stopping = False
+        self._ended = asyncio.Event()
+
+    def start(self) -> None:
+        """Spawn the server. Call it from the main thread."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            process = multiprocess.get_context("spawn").Process(
+                target=self._target, args=(self._options, theirs), name=f"callpool-model-{self.provider}"
+            )
+            process.daemon = True
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            theirs.close()
+        self._process, self._pipe, self.pid, self._said = process, ours, process.pid, b""
+        self._spawned_at = self._loop.time()
+        self._loop.add_reader(ours.fileno(), self._readable)
+        self._loop.add_reader(process.sentinel, self._exited)
+        self._timers.append(self._loop.call_later(LOAD_DEADLINE, self._too_slow))
+
+    async def stop(self) -> None:
+        """End the server: its pipe ends, and it goes at once. Returns when it has been reaped."""
+        self._stopping = True
+        self._cancel_timers()
+        if self._process is None:
+            return
+        self._close_pipe()
+        self._timers.append(self._loop.call_later(1.0, self._kill))
+        await self._ended.wait()
+
+    def describe(self) -> dict[str, Any]:
+        """The row of this server in `status`."""
+        return {
+            "provider": self.provider,
+            "pid": self.pid,
+            "state": "up" if self.endpoint else "starting",
+            "restarts": self.restarts,
+        }
+
+    def _readable(self) -> None:
+        if self._pipe is None:
+            return
+        try:
+            data = self._pipe.recv(MAX_REPORT)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close_pipe()
+            return
+        self._said += data
+        if self.endpoint is None and b"\n" in self._said[:MAX_REPORT]:
+            self._take_report(self._said.split(b"\n", 1)[0])
+
+    def _take_report(self, line: bytes) -> None:
+        self._cancel_timers()
+        report = self._read_report(line)
+        base_url = getattr(report, "base_url", None)
+        if base_url is None:
+            log.error("the model server of %s failed to start: %s", self.provider, report.reason)
+            for each in report.last_lines:
+                log.error("model server: %s", each)
+            return  # its exit follows
+        log.info("the model server of %s is ready after %.1f s", self.provider, report.load_seconds)
+        self.endpoint = Endpoint(self.provider, base_url, report.api_key)
+        self._on_endpoint(self.endpoint)
+        self._on_closed(self.provider, None)
+
+    def _exited(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        self._loop.remove_reader(process.sentinel)
+        process.join(timeout=5.0)  # it has exited: this only reaps
+        code = process.exitcode
+        process.close()
+        self._readable()  # its last words may still lie in the pipe
+        self._close_pipe()
+        self._cancel_timers()
+        self._process, self.pid, self.endpoint = None, None, None
+        if self._stopping:
+            self._ended.set()
+            return
+        up_for = self._loop.time() - self._spawned_at
+        self._failures = 1 if up_for >= HEALTHY_AFTER else self._failures + 1
+        self.restarts += 1
+        reason = f"its model server ended (status {code}) and is being restarted"
+        log.warning("provider %s: %s", self.provider, reason)
+        self._on_closed(self.provider, reason)
+        ceiling = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2 ** (self._failures - 1))
+        delay = random.uniform(0.0, ceiling)  # noqa: S311 - jitter, not a secret
+        self._timers.append(self._loop.call_later(delay, self.start))
+
+    def _too_slow(self) -> None:
+        log.error("the model server of %s was not ready after %.0f s: ending it", self.provider, LOAD_DEADLINE)
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
+
+    def _close_pipe(self) -> None:
+        if self._pipe is not None:
+            self._loop.remove_reader(self._pipe.fileno())
+            self._pipe.close()
+            self._pipe = None
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()

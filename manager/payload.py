@@ -1,0 +1,116 @@
+"""From a caller's arguments to a checked `Submit`: one clear error for each way to be wrong, raised in the caller.
+
+JSON comes from the standard library here: it refuses what it does not know (functions, bytes, sets) and, told so, NaN; the
+faster encoders turn bytes into base64 and NaN into null without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from callpool.manager.core.catalogue import refuse_timeout
+from callpool.manager.core.messages import Submit
+from callpool.manager.errors import BadInput, NotSerializable, from_fault
+
+if TYPE_CHECKING:
+    from callpool.manager.core.catalogue import Catalogue
+
+RESERVED = frozenset({"messages", "model", "stream", "api_key", "base_url", "api_base", "headers", "extra_headers"})
+"""Names that no parameter may have: callpool sets them itself, or they would point a key at another host."""
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def build_submit(
+    catalogue: Catalogue,
+    *,
+    request_id: str,
+    provider: str,
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    stream: bool,
+    timeout: float | None,
+    metadata: Mapping[str, Any] | None,
+    parameters: Mapping[str, Any],
+) -> Submit:
+    """Check everything that can be checked without the supervisor. Raises a BadInput subclass, or what the catalogue says."""
+    for name, value in (("request_id", request_id), ("provider", provider), ("model", model)):
+        if not isinstance(value, str):
+            raise BadInput(f"{name} must be a string, got {type(value).__name__}", param=name)
+    if not isinstance(stream, bool):
+        raise BadInput(f"stream must be true or false, got {type(stream).__name__}", param="stream")
+    if (fault := refuse_timeout(timeout)) is not None:
+        raise from_fault(fault)
+    _check_messages(messages)
+    for name in parameters:
+        if name in RESERVED:
+            raise BadInput(f"{name} cannot be given as a parameter of a request", param=name)
+    submit = Submit(
+        request_id,
+        provider,
+        model,
+        encode_payload({"messages": messages, **parameters}),
+        encode_metadata(metadata),
+        timeout,
+        stream,
+    )
+    if (fault := catalogue.refuse(submit)) is not None:
+        raise from_fault(fault)
+    return submit
+
+
+def _check_messages(messages: object) -> None:
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+        raise BadInput(f"messages must be a list of messages, got {type(messages).__name__}", param="messages")
+    if not messages:
+        raise BadInput("messages must not be empty", param="messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise BadInput(
+                f"messages[{index}] must be a mapping with role and content, got {type(message).__name__}",
+                param=f"messages[{index}]",
+            )
+        if not isinstance(message.get("role"), str):
+            raise BadInput(f"messages[{index}].role must be a string", param=f"messages[{index}].role")
+
+
+def encode_payload(body: Mapping[str, Any]) -> bytes:
+    """The canonical JSON bytes of a body. Raises NotSerializable or BadInput, naming the field."""
+    try:
+        return _encode(body).encode()
+    except TypeError as error:
+        param = _culprit(body)
+        raise NotSerializable(f"{param} cannot be sent as JSON: {error}", param=param) from None
+    except UnicodeEncodeError:
+        param = _culprit(body)
+        raise BadInput(f"{param} holds half of a surrogate pair, which is no text", param=param) from None
+    except ValueError as error:
+        param = _culprit(body)
+        raise BadInput(f"{param} cannot be sent as JSON: {error}", param=param) from None
+    except RecursionError:
+        param = _culprit(body)
+        raise BadInput(f"{param} is nested too deeply", param=param) from None
+
+
+def _culprit(body: Mapping[str, Any]) -> str:
+    """The first field that does not encode by itself."""
+    for name, value in body.items():
+        try:
+            _encode(value).encode()
+        except (TypeError, ValueError, RecursionError):
+            return str(name)
+    return "a parameter's name"
+
+
+def encode_metadata(metadata: Mapping[str, Any] | None) -> bytes:
+    """The JSON bytes of the metadata: exactly what the limit measures, `json.dumps(metadata, default=str)`."""
+    if metadata is None:
+        return b"{}"
+    if not isinstance(metadata, Mapping):
+        raise BadInput(f"metadata must be a mapping, got {type(metadata).__name__}", param="metadata")
+    try:
+        return json.dumps(dict(metadata), default=str).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotSerializable(f"metadata cannot be written as JSON: {error}", param="metadata") from None

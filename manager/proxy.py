@@ -1,0 +1,218 @@
+"""The client's end of the Manager: a registered serializer without pickle, a BaseManager, and a proxy.
+
+    from callpool.manager.proxy import ServiceManager
+    manager = ServiceManager(address="/run/user/1000/callpool/callpool.sock")
+    manager.connect()
+    manager.service().status()
+
+`listener_client` is the Manager's own extension point: a name and a pair (Listener, Client). The Client here checks who
+serves the socket, shakes hands under a deadline, and speaks msgpack. There is no Listener: the server runs on the
+supervisor's event loop (`callpool.manager.server`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from multiprocess.managers import BaseManager, BaseProxy, Token, listener_client
+
+from callpool.manager import peers, wire
+from callpool.manager.core.faults import Fault
+from callpool.manager.errors import ConnectionLost, HandshakeFailed, NotRunning, from_fault
+from callpool.manager.private import check_private_dir, read_private_file
+
+import msgspec
+
+SERIALIZER = "callpool"
+SERVICE = "service"
+KEY_FILE = "key"
+READ_BYTES = 256 * 1024
+
+
+class WireConnection:
+    """A connected, authenticated socket that looks like a `multiprocess` Connection: `send` and `recv` of calls."""
+
+    def __init__(self, connected: socket.socket, client_id: str, rest: list[bytes]) -> None:
+        self.socket = connected
+        self.client_id = client_id
+        self._framer = wire.Framer()
+        self._frames = rest
+
+    def send(self, call: tuple[Any, ...]) -> None:
+        """Send one call: (ident, method, args, kwds)."""
+        try:
+            self.socket.sendall(wire.encode_frame(call))
+        except OSError as error:
+            raise ConnectionLost(f"the connection to the supervisor broke: {error}") from None
+
+    def recv(self) -> tuple[str, Any]:
+        """The answer to the call: (kind, value); an error's value is the exception to raise."""
+        kind, value = wire.decode(wire.lockstep_answers, self.recv_frame(), "answer")
+        if kind == wire.KIND_ERROR:
+            return kind, from_fault(msgspec.convert(value, Fault))
+        return kind, value
+
+    def recv_frame(self) -> bytes:
+        """The next frame's body."""
+        while not self._frames:
+            try:
+                data = self.socket.recv(READ_BYTES)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise ConnectionLost(f"the connection to the supervisor broke: {error}") from None
+            if not data:
+                raise ConnectionLost("the supervisor closed the connection")
+            self._frames += self._framer.feed(data)
+        return self._frames.pop(0)
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+
+def connect(address: str, authkey: bytes | None = None) -> WireConnection:
+    """Connect, check who serves, and shake hands, all within `wire.HANDSHAKE_DEADLINE`.
+
+    Raises NotRunning, HandshakeFailed or UnsafePath. Without `authkey` the key is read from the file beside the socket.
+    """
+    deadline = time.monotonic() + wire.HANDSHAKE_DEADLINE
+    check_private_dir(Path(address).parent)
+    key = bytes(authkey) if authkey is not None else read_key(address)
+    connected = _connect(address, deadline)
+    try:
+        server = peers.credentials(connected)
+        if server.uid != os.geteuid():
+            raise HandshakeFailed(f"{address} is served by user id {server.uid}, not by you")
+        return _shake_hands(connected, key, deadline)
+    except BaseException:
+        connected.close()
+        raise
+
+
+def read_key(address: str) -> bytes:
+    """The key of the supervisor at this address. Raises NotRunning if there is none."""
+    path = Path(address).with_name(KEY_FILE)
+    try:
+        return read_private_file(path)
+    except FileNotFoundError:
+        raise not_running(address) from None
+
+
+def not_running(address: str) -> NotRunning:
+    """The error of an address where nobody answers."""
+    return NotRunning(f"no supervisor runs at {address}", hint="run `callpool start`", address=address)
+
+
+def _connect(address: str, deadline: float) -> socket.socket:
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        while True:
+            connected.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                connected.connect(address)
+            except (FileNotFoundError, ConnectionRefusedError, TimeoutError):
+                raise not_running(address) from None
+            except OSError as error:
+                full = error.errno in {errno.EAGAIN, errno.EINTR}  # the backlog: a burst of connects
+                if not full or time.monotonic() >= deadline:
+                    raise NotRunning(f"cannot connect to {address}: {error}", address=address) from None
+                time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - jitter against the other callers of the burst
+            else:
+                return connected
+    except BaseException:
+        connected.close()
+        raise
+
+
+def _shake_hands(connected: socket.socket, key: bytes, deadline: float) -> WireConnection:
+    label = f"{Path(sys.argv[0]).name if sys.argv and sys.argv[0] else 'python'}:{os.getpid()}"
+    handshake = wire.ClientHandshake(key, os.urandom(wire.NONCE_BYTES), label)
+    connection = WireConnection(connected, "", [])
+    try:
+        connected.settimeout(max(0.001, deadline - time.monotonic()))
+        hello = connection.recv_frame()
+        connected.sendall(wire.frame(handshake.prove(hello)))
+        connected.settimeout(max(0.001, deadline - time.monotonic()))
+        connection.client_id = handshake.finish(connection.recv_frame())
+    except TimeoutError:
+        seconds = wire.HANDSHAKE_DEADLINE
+        raise HandshakeFailed(f"the supervisor did not answer within {seconds:g} s: is it stopped?") from None
+    except HandshakeFailed:
+        raise
+    except (ConnectionLost, OSError) as error:
+        raise HandshakeFailed(f"the supervisor ended the handshake ({error}): too many clients, or another user") from None
+    connected.settimeout(None)
+    return connection
+
+
+class NoListener:
+    """The place of the Listener in the registered pair; the supervisor's event loop listens instead."""
+
+    def __init__(self, *_arguments: Any, **_keywords: Any) -> NoReturn:
+        raise TypeError("this Manager's server is the supervisor: start it with `callpool start` or callpool.start()")
+
+
+listener_client[SERIALIZER] = (NoListener, connect)
+
+
+class ServiceProxy(BaseProxy):  # type: ignore[misc]  # multiprocess has no types
+    """The service, one call at a time on a connection per thread: what a plain BaseManager proxy is.
+
+    `callpool.Client` carries many requests over one connection; this is the way in for coarse, occasional calls.
+    """
+
+    _exposed_ = ("ping", "status", "show", "cancel", "drain", "call")
+
+    def ping(self) -> None:
+        """Nothing, and back."""
+        self._callmethod("ping")
+
+    def status(self) -> dict[str, Any]:
+        """State, workers, accounts, sessions and queue."""
+        return self._plain("status")
+
+    def show(self, request_id: str) -> dict[str, Any]:
+        """The record of a live or recent request."""
+        return self._plain("show", request_id=request_id)
+
+    def cancel(self, request_id: str) -> dict[str, Any]:
+        """End any request, as the operator."""
+        return self._plain("cancel", request_id=request_id)
+
+    def drain(self, timeout: float | None = None) -> dict[str, Any]:
+        """Drain and end the supervisor; answers with the drain report."""
+        return self._plain("drain", timeout=timeout)
+
+    def call(self, **submit: Any) -> dict[str, Any]:
+        """Submit one request and wait for its end; keywords are the fields of `messages.Submit`."""
+        return self._plain("call", **submit)
+
+    def _plain(self, verb: str, **keywords: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._callmethod(verb, (), keywords)
+        return answer
+
+
+class ServiceManager(BaseManager):  # type: ignore[misc]  # multiprocess has no types
+    """A Manager that is connected to, never started: its server is the supervisor."""
+
+    def __init__(self, address: str, authkey: bytes | None = None) -> None:
+        super().__init__(address, authkey if authkey is not None else read_key(address), serializer=SERIALIZER)
+
+    def open_service(self) -> ServiceProxy:
+        """The service's proxy, made without the four connections that create, incref and decref take."""
+        return ServiceProxy(Token(SERVICE, self._address, SERVICE), SERIALIZER, manager=self, authkey=self._authkey, incref=False)
+
+
+ServiceManager.register(SERVICE, proxytype=ServiceProxy, exposed=ServiceProxy._exposed_)

@@ -1,0 +1,315 @@
+"""The service: THE lock, the core behind it, and the verbs that processes call.
+
+    connections ──handle_client, call_verb──►┐
+    worker links ──handle_reports───────────►│  with lock: effects = core.apply(event, now)   ──► perform(effects)
+    signals, timers ──ask_drain, tick───────►┘          (pure, nothing slow)                     (sends, after the lock)
+
+Shared state and its owner:
+
+    _core       every request, session, slot and counter; touched only under `_lock`
+    _waiters    request id → future of a lockstep `call`; event loop's thread only
+    _timer      the armed tick; event loop's thread only
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from callpool.manager.core.events import (
+    AccountClosed,
+    CancelAsked,
+    ClientGone,
+    CutAsked,
+    DrainAsked,
+    Drained,
+    Effect,
+    Event,
+    Reported,
+    Submitted,
+    Tick,
+    ToClient,
+    ToWorker,
+    WorkerDown,
+    WorkerUp,
+)
+from callpool.manager.core.messages import (
+    Cancel,
+    ClientMessage,
+    Done,
+    Finished,
+    Piece,
+    Rejected,
+    Started,
+    Submit,
+)
+from callpool.manager.core.requests import Now, as_plain
+from callpool.manager.errors import BadInput, ProtocolError, UnknownRequest, from_fault
+from callpool.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from callpool.manager.core.events import DrainReport
+    from callpool.manager.core.machine import Core
+    from callpool.manager.core.messages import ClientEvent, WorkerOrder
+
+
+class Outlets(Protocol):
+    """Where effects go. Called on the event loop's thread, never under the lock."""
+
+    def to_client(self, client: str, event: ClientEvent) -> None:
+        """Send to a client."""
+
+    def to_worker(self, worker: int, order: WorkerOrder) -> None:
+        """Send to a worker."""
+
+    def drained(self, report: DrainReport) -> None:
+        """The drain is over."""
+
+    def describe_workers(self) -> list[dict[str, Any]]:
+        """What `status` says of each worker, without its active calls."""
+
+    def describe_model_servers(self) -> list[dict[str, Any]]:
+        """What `status` says of each local model server."""
+
+    def ask_drain(self, timeout: float | None) -> asyncio.Future[dict[str, Any]]:
+        """Begin to drain; the future is the report."""
+
+
+class _NoArguments(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _OneRequest(msgspec.Struct, forbid_unknown_fields=True):
+    request_id: str
+
+
+class _DrainArguments(msgspec.Struct, forbid_unknown_fields=True):
+    timeout: float | None = None
+
+
+def read_clocks() -> Now:
+    """The one place that reads the clocks for the core."""
+    return Now(time.monotonic(), time.time())
+
+
+class Service:
+    """One object, coarse verbs, each a complete transition."""
+
+    def __init__(self, core: Core, outlets: Outlets, *, address: str, clock: Callable[[], Now] = read_clocks) -> None:
+        self._lock = threading.Lock()
+        self._core = core
+        self._outlets = outlets
+        self._address = address
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._started = clock()
+        boot = os.urandom(4).hex()
+        self._session_ids = (f"session_{boot}{number:08x}" for number in itertools.count(1))
+        self._waiters: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[str, Any], Any]]] = {
+            "ping": (_NoArguments, lambda _client, _arguments: None),
+            "open_channel": (_NoArguments, self._open_channel),
+            "call": (Submit, self._call),
+            "cancel": (_OneRequest, self._cancel),
+            "show": (_OneRequest, self._show),
+            "status": (_NoArguments, self._status),
+            "drain": (_DrainArguments, self._drain),
+        }
+        self.exposed = tuple(self._verbs)
+
+    # Events from outside. All on the event loop's thread.
+
+    def handle_client(self, client: str, messages: list[ClientMessage]) -> None:
+        """Apply a batch of a client's messages as one step."""
+        self._apply([self._event_of(client, message) for message in messages])
+
+    def handle_reports(self, worker: int, reports: Iterable[Started | Piece | Finished]) -> None:
+        """Apply a batch of a worker's reports as one step."""
+        self._apply([Reported(worker, report) for report in reports])
+
+    def client_gone(self, client: str) -> None:
+        """A client's connection or process ended."""
+        self._apply([ClientGone(client)])
+
+    def worker_up(self, worker: int) -> None:
+        """A worker can make calls."""
+        self._apply([WorkerUp(worker)])
+
+    def worker_down(self, worker: int, reason: str) -> None:
+        """A worker has ended and its pipe is empty."""
+        self._apply([WorkerDown(worker, reason)])
+
+    def close_account(self, account: str, reason: str | None) -> None:
+        """Hold back an account's requests, or with None let them go on."""
+        self._apply([AccountClosed(account, reason)])
+
+    def begin_drain(self, timeout: float) -> None:
+        """Refuse new requests; cut after `timeout` seconds."""
+        self._apply([DrainAsked(timeout)])
+
+    def cut(self) -> None:
+        """The drain's deadline is now."""
+        self._apply([CutAsked()])
+
+    def call_verb(self, client: str, verb: str, arguments: dict[str, Any]) -> Any:
+        """Answer a verb with a plain value, or with a future of one. Raises CallpoolError."""
+        found = self._verbs.get(verb)
+        if found is None:
+            raise ProtocolError(f"no verb {verb[:80]!r}; known: {', '.join(self._verbs)}")
+        shape, handler = found
+        try:
+            typed = msgspec.convert(arguments, shape)
+        except msgspec.ValidationError as error:
+            raise BadInput(f"{verb}: {error}", param=verb) from None
+        return handler(client, typed)
+
+    # The one step.
+
+    def _apply(self, events: list[Event]) -> None:
+        now = self._clock()
+        effects: list[Effect] = []
+        with self._lock:
+            for event in events:
+                effects += self._core.apply(event, now)
+            due = self._core.next_deadline()
+        for effect in effects:
+            self._perform(effect)
+        if due is not None and (self._timer is None or due < self._timer_due):
+            self._arm(due, now)
+
+    def _perform(self, effect: Effect) -> None:
+        if type(effect) is ToClient:
+            if self._waiters and self._answer_waiter(effect.message):
+                return
+            self._outlets.to_client(effect.client, effect.message)
+        elif type(effect) is ToWorker:
+            self._outlets.to_worker(effect.worker, effect.order)
+        elif type(effect) is Drained:
+            self._outlets.drained(effect.report)
+
+    def _arm(self, due: float, now: Now) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = self._loop.call_later(max(0.0, due - now.monotonic), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._apply([Tick()])
+
+    def account_limits(self) -> dict[str, int]:
+        """Account name → calls at once."""
+        with self._lock:
+            return {name: account.limit for name, account in self._core.ledger.accounts.items()}
+
+    def stop(self) -> None:
+        """No more ticks: the supervisor ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _event_of(self, client: str, message: ClientMessage) -> Event:
+        if type(message) is Submit:
+            return Submitted(client, message, next(self._session_ids))
+        if type(message) is Cancel:
+            return CancelAsked(client, message.request_id)
+        raise ProtocolError(f"no message for the service: {type(message).__name__}")
+
+    # Verbs.
+
+    def _open_channel(self, client: str, _arguments: _NoArguments) -> dict[str, Any]:
+        with self._lock:
+            catalogue = msgspec.to_builtins(self._core.catalogue)
+        return {"client_id": client, "version": __version__, "pid": os.getpid(), "catalogue": catalogue}
+
+    def _call(self, client: str, submit: Submit) -> asyncio.Future[dict[str, Any]]:
+        """Submit and wait for the end: for plain proxies, one request at a time."""
+        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        if submit.request_id in self._waiters:
+            raise BadInput(f"a call with the id {submit.request_id!r} is being waited for", param="request_id")
+        self._waiters[submit.request_id] = future
+        self._apply([Submitted(client, submit, next(self._session_ids))])
+        return future
+
+    def _answer_waiter(self, message: ClientEvent) -> bool:
+        """Give a message to the lockstep call that waits for it; whether there was one."""
+        request_id = getattr(message, "request_id", None)
+        future = self._waiters.get(request_id) if request_id is not None else None
+        if future is None or request_id is None:
+            return False
+        if isinstance(message, (Done, Rejected)):
+            del self._waiters[request_id]
+            if future.cancelled():
+                return True
+            if message.fault is not None:
+                future.set_exception(from_fault(message.fault))
+            else:
+                future.set_result(msgspec.to_builtins(message, builtin_types=(bytes,)))
+        return True
+
+    def _cancel(self, _client: str, arguments: _OneRequest) -> dict[str, Any]:
+        """End any request, as the operator. Says what state it was in when the order was given."""
+        with self._lock:
+            request = self._core.requests.get(arguments.request_id)
+            state = request.state.value if request else None
+        if state is None:
+            self._show(_client, arguments)  # raises if it is unknown
+            return {"cancelling": False, "state": self._show(_client, arguments)["state"]}
+        self._apply([CancelAsked(None, arguments.request_id)])
+        return {"cancelling": True, "state": state}
+
+    def _show(self, _client: str, arguments: _OneRequest) -> dict[str, Any]:
+        now = self._clock()
+        with self._lock:
+            record = self._core.show(arguments.request_id, now)
+        if record is None:
+            raise UnknownRequest(f"no request {arguments.request_id[:80]!r}", param="request_id")
+        return as_plain(record)
+
+    def _drain(self, _client: str, arguments: _DrainArguments) -> asyncio.Future[dict[str, Any]]:
+        return self._outlets.ask_drain(arguments.timeout)
+
+    def _status(self, _client: str, _arguments: _NoArguments) -> dict[str, Any]:
+        now = self._clock()
+        workers = self._outlets.describe_workers()
+        model_servers = self._outlets.describe_model_servers()
+        with self._lock:
+            core = self._core
+            for worker in workers:
+                worker["active"] = len(core.by_worker.get(worker["id"], ()))
+            accounts = [
+                {
+                    "name": account.name,
+                    "active": account.active,
+                    "limit": account.limit,
+                    "queued": core.scheduler.count(account.name),
+                    "closed": account.closed,
+                }
+                for account in core.ledger.accounts.values()
+            ]
+            sessions = core.sessions.statistics(shutdown_requested=core.drain is not None)
+            queue = {"requests": len(core.scheduler), "bytes": core.scheduler.queued_bytes}
+            state = "draining" if core.drain is not None else "running"
+            clients = len(core.by_client)
+        return {
+            "state": state,
+            "pid": os.getpid(),
+            "version": __version__,
+            "address": self._address,
+            "uptime_seconds": now.monotonic - self._started.monotonic,
+            "sessions": sessions,
+            "queue": queue,
+            "clients_with_requests": clients,
+            "workers": workers,
+            "model_servers": model_servers,
+            "accounts": accounts,
+        }

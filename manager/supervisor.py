@@ -1,0 +1,220 @@
+"""The supervisor: composes the parts, performs effects, and takes everything down again in order.
+
+                        ┌────────────────────── supervisor process, one event loop ──────────────────────┐
+    clients ──frames──► │ ManagerServer ──messages──► Service [ lock · core ] ──effects──► Arbiter ──────┼──► workers
+            ◄─frames─── │       ▲                        │    ▲                               │ Links    │◄── reports
+                        │       └──────── to_client ─────┘    └── timers, signals, lifeline   ▼          │
+                        │                                         ModelHost ◄── one line ── model server │
+                        └────────────────────────────────────────────────────────────────────────────────┘
+
+Reads: boot document, key file (its own), pipes. Writes: socket, key file, drain report, log. Never: a provider's key, a payload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from callpool.manager import wire
+from callpool.manager.arbiter import Arbiter
+from callpool.manager.composition import build_core, model_options
+from callpool.manager.core.messages import Endpoint
+from callpool.manager.exits import Exit
+from callpool.manager.model_host import ModelHost
+from callpool.manager.private import write_private_file
+from callpool.manager.server import ManagerServer
+from callpool.manager.service import Service
+from callpool.workers.boot import SecretsFile, WorkerBoot
+from callpool.workers.model_server import decode_report, serve
+from callpool.workers.process import main as worker_main
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Sequence
+
+    from callpool.manager.boot import Boot
+    from callpool.manager.core.events import DrainReport
+    from callpool.manager.core.messages import ClientEvent, WorkerOrder
+
+log = logging.getLogger(__name__)
+
+KEY_FILE = "key"
+DRAIN_REPORT_FILE = "drain-report.json"
+WORKER_GRACE = 2.0
+"""Seconds for idle workers to close their connections and exit."""
+
+
+class Supervisor:
+    """One supervisor's life. Create it inside the running loop of the main thread."""
+
+    def __init__(self, boot: Boot, *, on_ready: Callable[[str], None]) -> None:
+        self._boot = boot
+        self._settings = boot.settings
+        self._on_ready = on_ready
+        self._loop = asyncio.get_running_loop()
+        self._runtime = Path(boot.socket).parent
+        self._secrets = SecretsFile(boot.secrets_descriptor)
+        self._finished = asyncio.Event()
+        self._report: DrainReport | None = None
+        self._drain_waiters: list[asyncio.Future[dict[str, Any]]] = []
+        self._signals = 0
+        self._is_ready = False
+        self.service = Service(build_core(boot), self, address=boot.socket)
+        key = os.urandom(wire.KEY_BYTES)
+        write_private_file(self._runtime / KEY_FILE, key)
+        limit = self._settings.supervisor.max_connections
+        self.server = ManagerServer(self.service, key=key, max_connections=limit)
+        self._worker_boot = WorkerBoot(
+            number=0,
+            supervisor_pid=os.getpid(),
+            providers=self._settings.providers,
+            limits=self.service.account_limits(),
+            heartbeat_interval=self._settings.supervisor.heartbeat_interval,
+        )
+        self.arbiter = Arbiter(
+            self,
+            count=self._settings.supervisor.workers,
+            target=worker_main,
+            arguments=self._worker_arguments,
+            heartbeat_interval=self._settings.supervisor.heartbeat_interval,
+            greet=self._endpoints,
+        )
+        self.model_hosts = [
+            ModelHost(
+                name,
+                target=serve,
+                options=options,
+                read_report=decode_report,
+                on_endpoint=self.arbiter.broadcast,
+                on_closed=self.service.close_account,
+            )
+            for name, options in model_options(boot).items()
+        ]
+
+    async def run(self) -> Exit:
+        """Serve until drained. Returns the exit status."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(signum, self._on_signal, signum)
+        if self._boot.lifeline_descriptor is not None:
+            self._loop.add_reader(self._boot.lifeline_descriptor, self._on_lifeline_end)
+        for host in self.model_hosts:
+            self.service.close_account(host.provider, "its model server is starting")
+        self.arbiter.start()
+        for host in self.model_hosts:
+            host.start()
+        self.server.listen(Path(self._boot.socket))
+        await self._finished.wait()
+        await self._close()
+        return Exit.OK
+
+    async def _close(self) -> None:
+        """Take everything down: nobody new, answers out, workers gone, files away."""
+        self.service.stop()
+        self.server.stop_listening()
+        self._publish_report()
+        await asyncio.sleep(0)  # one turn of the loop: whoever waits for the report gets it into its outbox
+        self.server.close()
+        await asyncio.gather(self.arbiter.stop(grace=WORKER_GRACE), *(host.stop() for host in self.model_hosts))
+        (self._runtime / KEY_FILE).unlink(missing_ok=True)
+        self._secrets.close()
+
+    def _publish_report(self) -> None:
+        if self._report is None:
+            return
+        plain = msgspec.to_builtins(self._report)
+        for waiter in self._drain_waiters:
+            if not waiter.done():
+                waiter.set_result(plain)
+        write_private_file(Path(self._boot.home) / DRAIN_REPORT_FILE, msgspec.json.encode(plain))
+        log.info("drained: %s", msgspec.json.encode(plain).decode())
+
+    # Outlets of the service.
+
+    def to_client(self, client: str, event: ClientEvent) -> None:
+        """Send to a client."""
+        self.server.send(client, event)
+
+    def to_worker(self, worker: int, order: WorkerOrder) -> None:
+        """Send to a worker."""
+        self.arbiter.send(worker, order)
+
+    def drained(self, report: DrainReport) -> None:
+        """Nothing is left to wait for."""
+        self._report = report
+        self._finished.set()
+
+    def describe_workers(self) -> list[dict[str, Any]]:
+        """The workers' rows of `status`."""
+        return self.arbiter.describe()
+
+    def describe_model_servers(self) -> list[dict[str, Any]]:
+        """The model servers' rows of `status`."""
+        return [host.describe() for host in self.model_hosts]
+
+    def ask_drain(self, timeout: float | None) -> asyncio.Future[dict[str, Any]]:
+        """Begin to drain; the future is the report."""
+        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._drain_waiters.append(future)
+        self.service.begin_drain(self._settings.supervisor.shutdown_timeout if timeout is None else timeout)
+        return future
+
+    # Events of the arbiter.
+
+    def worker_up(self, worker: int) -> None:
+        """The first worker makes the supervisor ready."""
+        self.service.worker_up(worker)
+        if not self._is_ready:
+            self._is_ready = True
+            self._on_ready(self._boot.socket)
+
+    def worker_down(self, worker: int, reason: str) -> None:
+        """A worker has ended."""
+        self.service.worker_down(worker, reason)
+
+    def handle_reports(self, worker: int, reports: Iterable[Any]) -> None:
+        """What a worker says of its calls."""
+        self.service.handle_reports(worker, reports)
+
+    # Signals and the lifeline: each only passes an event on.
+
+    def _on_signal(self, signum: int) -> None:
+        self._signals += 1
+        name = signal.Signals(signum).name
+        if self._signals == 1:
+            timeout = self._settings.supervisor.shutdown_timeout
+            log.info("%s: draining, at most %g s; once more cuts, a third kills", name, timeout)
+            self.service.begin_drain(timeout)
+        elif self._signals == 2:  # noqa: PLR2004 - the second signal
+            log.warning("%s again: cutting now", name)
+            self.service.cut()
+        else:
+            log.error("%s a third time: killed", name)
+            self._kill_everything()
+
+    def _kill_everything(self) -> None:
+        for pid in [slot.pid for slot in self.arbiter.slots] + [host.pid for host in self.model_hosts]:
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+        self.server.stop_listening()
+        os._exit(Exit.KILLED)
+
+    def _on_lifeline_end(self) -> None:
+        if self._boot.lifeline_descriptor is not None:
+            self._loop.remove_reader(self._boot.lifeline_descriptor)
+        log.info("the embedding process has let go: draining")
+        self.service.begin_drain(self._settings.supervisor.shutdown_timeout)
+
+    # What children are given.
+
+    def _worker_arguments(self, worker: int, pipe: socket.socket) -> Sequence[Any]:
+        boot = msgspec.structs.replace(self._worker_boot, number=worker)
+        return pipe, msgspec.msgpack.encode(boot), self._secrets
+
+    def _endpoints(self, _worker: int) -> list[Endpoint]:
+        return [host.endpoint for host in self.model_hosts if host.endpoint is not None]

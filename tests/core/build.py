@@ -1,0 +1,108 @@
+"""Small cores for tests: a few accounts, small limits, and short ways to say what happens to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from callpool.manager.core.catalogue import Catalogue, ProviderEntry
+from callpool.manager.core.events import Effect, Event, Reported, Submitted, ToClient, ToWorker, WorkerUp
+from callpool.manager.core.faults import Fault
+from callpool.manager.core.ledger import Ledger
+from callpool.manager.core.machine import Core
+from callpool.manager.core.messages import ClientEvent, Finished, Started, Submit, WorkerOrder
+from callpool.manager.core.requests import History, Now
+from callpool.manager.core.scheduler import Scheduler
+from callpool.manager.core.sessions import SessionTable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MISSING_KEY = Fault(code="credential_missing", message="no key for 'keyless'", param="provider")
+TIMEOUT = 10.0
+"""Seconds for a call, where a test does not say otherwise."""
+
+
+def make_core(
+    *,
+    pool: int = 2,
+    accounts: Mapping[str, int] | None = None,
+    max_requests: int = 100,
+    max_bytes: int = 1_000_000,
+    max_metadata: int = 100,
+    max_payload: int = 1_000,
+    history: int = 100,
+    core: type[Core] = Core,
+    sessions: type[SessionTable] = SessionTable,
+    scheduler: type[Scheduler] = Scheduler,
+    ledger: type[Ledger] = Ledger,
+) -> Core:
+    """A core with one model `m` on every account, and an account `keyless` that cannot serve."""
+    limits = dict(accounts or {"a": 2})
+    entries = {name: ProviderEntry(timeout=TIMEOUT, limit=limit, models={"m": TIMEOUT}) for name, limit in limits.items()}
+    entries["keyless"] = ProviderEntry(timeout=TIMEOUT, limit=1, models={"m": TIMEOUT}, refusal=MISSING_KEY)
+    return core(
+        catalogue=Catalogue(providers=entries, max_metadata_size=max_metadata, max_payload_size=max_payload),
+        sessions=sessions(max_concurrent=pool, max_metadata_bytes=max_metadata),
+        ledger=ledger({**limits, "keyless": 1}),
+        scheduler=scheduler(max_requests=max_requests, max_bytes=max_bytes),
+        history=History(history),
+    )
+
+
+class Bench:
+    """A core on the bench: events go in by short verbs, the clock moves when told, effects are remembered."""
+
+    def __init__(self, core: Core, *, workers: int = 1) -> None:
+        self.core = core
+        self.time = 1000.0
+        self.effects: list[Effect] = []
+        """All effects so far, in order."""
+        for number in range(1, workers + 1):
+            self.do(WorkerUp(number))
+
+    def do(self, event: Event, *, after: float = 0.0) -> list[Effect]:
+        """Apply one event, `after` seconds later; returns its effects."""
+        self.time += after
+        effects = self.core.apply(event, Now(self.time, self.time))
+        self.effects += effects
+        return effects
+
+    def submit(
+        self,
+        request_id: str,
+        *,
+        account: str = "a",
+        client: str = "c",
+        payload: bytes = b"{}",
+        metadata: bytes = b"{}",
+        timeout: float | None = None,
+        acknowledge: bool = True,
+    ) -> list[Effect]:
+        """Submit a request to model `m` of an account."""
+        submit = Submit(request_id, account, "m", payload, metadata, timeout, acknowledge=acknowledge)
+        return self.do(Submitted(client, submit, f"session_{request_id}"))
+
+    def start(self, request_id: str, *, worker: int = 1, attempt: int = 1) -> list[Effect]:
+        """The worker reports that the call begins."""
+        return self.do(Reported(worker, Started(request_id, attempt)))
+
+    def finish(
+        self, request_id: str, *, worker: int = 1, attempt: int = 1, fault: Fault | None = None, body: bytes | None = b"ok"
+    ) -> list[Effect]:
+        """The worker reports the end of the call."""
+        return self.do(Reported(worker, Finished(request_id, attempt, None if fault else body, fault)))
+
+    def state(self, request_id: str) -> str:
+        """State of a live or remembered request; "unknown" without one."""
+        record = self.core.show(request_id, Now(self.time, self.time))
+        return record.state if record else "unknown"
+
+
+def to_clients(effects: list[Effect]) -> list[ClientEvent]:
+    """What the clients are sent."""
+    return [effect.message for effect in effects if isinstance(effect, ToClient)]
+
+
+def to_workers(effects: list[Effect]) -> list[WorkerOrder]:
+    """What the workers are sent."""
+    return [effect.order for effect in effects if isinstance(effect, ToWorker)]

@@ -1,0 +1,108 @@
+"""The command line of the fake provider: `python -Im callpool.tools.testing.fake_provider --help`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from callpool.tools.testing.fake_dialects import DIALECTS
+from callpool.tools.testing.fake_faults import FAULTS
+from callpool.tools.testing.fake_process import Ready
+from callpool.tools.testing.fake_server import FakeProvider
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; their defaults are those of `FakeProvider`."""
+    options = argparse.ArgumentParser(
+        prog="callpool.tools.testing.fake_provider", description="An LLM provider on loopback that keeps limits and
+        fails on order. Prints one JSON line with base_url and " "pid when it is ready. Ends on SIGTERM and SIGINT.",
+    )
+    options.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1; 0 takes a free one (default)")
+    options.add_argument(
+        "--dialect", choices=list(DIALECTS), default="openai", help="wording and paths (default: openai)"
+    )
+    options.add_argument("--delay", type=float, default=0.0, metavar="S", help="seconds before an answer")
+    options.add_argument("--chunks", type=int, default=4, metavar="N", help="pieces of a streamed answer (default: 4)")
+    options.add_argument(
+        "--chunk-delay", type=float, default=0.0, metavar="S", help="seconds before each further piece"
+    )
+    options.add_argument("--concurrency", type=int, metavar="N", help="calls at once that a key may have")
+    options.add_argument("--rpm", type=int, metavar="N", help="requests per minute that a key may make")
+    options.add_argument("--tpm", type=int, metavar="N", help="tokens per minute that a key may charge")
+    options.add_argument("--api-key-env", metavar="NAME", help="environment variable that holds the only key to accept")
+    options.add_argument("--reply", metavar="TEXT", help="the answer; without it the last user message is echoed")
+    options.add_argument("--log", type=Path, metavar="FILE", help="append one JSON line per event to FILE")
+    options.add_argument("--lifeline", action="store_true", help="end when standard input is closed")
+    options.add_argument("--list-faults", action="store_true", help="list the faults and exit")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until told to end; 0. A wrong option ends with 2 and a message."""
+    options = parser()
+    chosen = options.parse_args(argv)
+    if chosen.list_faults:
+        width = max(map(len, FAULTS))
+        sys.stdout.write("".join(f"{fault.name:{width}}  {fault.doc}\n" for fault in FAULTS.values()))
+        return 0
+    key = None
+    if chosen.api_key_env is not None:
+        key = os.environ.get(chosen.api_key_env)
+        if not key:
+            options.error(f"--api-key-env: the environment has no {chosen.api_key_env}")
+    try:
+        fake = FakeProvider(
+            dialect=chosen.dialect,
+            delay=chosen.delay,
+            chunks=chosen.chunks,
+            chunk_delay=chosen.chunk_delay,
+            concurrency=chosen.concurrency,
+            rpm=chosen.rpm,
+            tpm=chosen.tpm,
+            api_key=key,
+            log_path=chosen.log,
+            reply=chosen.reply,
+            port=chosen.port,
+            keep_calls=False,
+        )
+    except (ValueError, OSError) as error:
+        options.error(str(error))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(fake, lifeline=chosen.lifeline))
+    return 0
+
+
+async def _serve(fake: FakeProvider, *, lifeline: bool) -> None:
+    loop = asyncio.get_running_loop()
+    told_to_end = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told_to_end.set)
+    async with fake:
+        if lifeline:
+            stdin = sys.stdin.fileno()
+
+            def closed() -> None:
+                if not os.read(stdin, 4_096):
+                    loop.remove_reader(stdin)
+                    told_to_end.set()
+
+            loop.add_reader(stdin, closed)
+        sys.stdout.write(msgspec.json.encode(Ready(fake.base_url, os.getpid())).decode() + "\n")
+        sys.stdout.flush()
+        await told_to_end.wait()
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed: a fake that is slower than what it measures would be measured instead."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.Loop

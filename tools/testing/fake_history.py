@@ -1,0 +1,122 @@
+"""The live side of the records: each event of one fake is written to its log, then folded into its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from callpool.tools.testing.fake_records import (
+    Arrived,
+    CallRecord,
+    ClientGone,
+    Ended,
+    Event,
+    FirstByte,
+    Fold,
+    LogWriter,
+    Started,
+)
+
+Predicate = Callable[[list[CallRecord]], bool]
+
+
+class History:
+    """Every call of one fake. Owner of all of it: the fake's event loop."""
+
+    def __init__(self, log_path: Path | None, *, keep: bool) -> None:
+        self.active = 0
+        self.peak_active = 0
+        self._fold = Fold(keep=keep)
+        self._log = LogWriter(log_path) if log_path is not None else None
+        self._numbers = itertools.count(1)
+        self._server = ""
+        self._waiters: list[tuple[Predicate, asyncio.Future[None]]] = []
+
+    @property
+    def calls(self) -> list[CallRecord]:
+        """Calls seen, in order of arrival; empty where they are not kept."""
+        return self._fold.calls
+
+    def start(self, port: int, base_url: str, dialect: str) -> None:
+        """The fake listens from now on."""
+        self._server = f"{os.getpid()}:{port}"
+        self._note(Started(self._server, time.monotonic(), base_url, dialect))
+
+    def arrive(
+        self,
+        *,
+        connection: int,
+        model: str,
+        stream: bool,
+        digest: str,
+        last_message: str,
+        key_tail: str,
+        fault: str | None,
+    ) -> CallRecord:
+        """A call begins; it is open until `end` or `client_gone`."""
+        self.active += 1
+        self.peak_active = max(self.peak_active, self.active)
+        record = self._note(
+            Arrived(
+                server=self._server,
+                number=next(self._numbers),
+                at=time.monotonic(),
+                connection=connection,
+                active=self.active,
+                model=model,
+                stream=stream,
+                digest=digest,
+                last_message=last_message,
+                key_tail=key_tail,
+                fault=fault,
+            )
+        )
+        assert record is not None
+        return record
+
+    def first_byte(self, record: CallRecord, status: int | None) -> None:
+        """The answer's first byte is about to be handed to the socket."""
+        self._note(FirstByte(self._server, record.number, time.monotonic(), status))
+
+    def end(self, record: CallRecord, outcome: str) -> None:
+        """The call is over, by the fake's doing."""
+        self.active -= 1
+        self._note(Ended(self._server, record.number, time.monotonic(), outcome))
+
+    def client_gone(self, record: CallRecord) -> None:
+        """The call is over because its client left."""
+        self.active -= 1
+        self._note(ClientGone(self._server, record.number, time.monotonic()))
+
+    async def wait_for(self, predicate: Predicate, timeout: float) -> list[CallRecord]:
+        """Return the calls as soon as `predicate` holds of them; TimeoutError after `timeout` seconds."""
+        if not predicate(self.calls):
+            waiter = (predicate, asyncio.get_running_loop().create_future())
+            self._waiters.append(waiter)
+            try:
+                async with asyncio.timeout(timeout):
+                    await waiter[1]
+            except TimeoutError:
+                raise TimeoutError(f"not seen within {timeout} s; calls: {self.calls[-5:]}") from None
+            finally:
+                self._waiters.remove(waiter)
+        return list(self.calls)
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _note(self, event: Event) -> CallRecord | None:
+        if self._log is not None:
+            self._log.append(event)
+        record = self._fold.apply(event)
+        for predicate, future in self._waiters:
+            if not future.done() and predicate(self.calls):
+                future.set_result(None)
+        return record

@@ -1,0 +1,214 @@
+"""What runs inside a worker: take orders from the pipe, make calls, send reports back.
+
+    pipe ─► orders ─► one task a call ─► provider
+     ▲                     │
+     └── reports ◄─────────┘   (those of one turn of the loop travel together)
+
+A worker remembers nothing: a call is a task, and when the task ends, its report is all that is left of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from callpool.manager import wire
+from callpool.manager.core.faults import Fault
+from callpool.manager.core.messages import (
+    CancelCall,
+    Dispatch,
+    Endpoint,
+    Finished,
+    Heartbeat,
+    Piece,
+    Ready,
+    Retire,
+    Started,
+)
+from callpool.manager.errors import BadInput, BrokenAnswer, CallpoolError, ProviderUnreachable, to_fault
+from callpool.manager.link import Link
+from callpool.workers.call import run_call
+from callpool.workers.providers.base import Call
+from callpool.workers.providers.registry import make_provider
+from callpool.workers.providers.secret import Secret
+
+if TYPE_CHECKING:
+    import socket
+
+    from callpool.manager.core.messages import WorkerOrder
+    from callpool.workers.boot import WorkerBoot
+    from callpool.workers.providers.base import Answer, Provider
+
+log = logging.getLogger(__name__)
+
+MAX_ANSWER = 16 * 1024 * 1024
+"""Bytes of one answer as JSON."""
+MAX_UNSENT = 1024 * 1024
+"""Bytes of reports that may wait in the pipe before streams pause."""
+RETIRE_DEADLINE = 5.0
+"""Seconds for closing connections when the worker retires."""
+
+_CANCELLED = Fault(code="cancelled", message="cancelled")
+
+
+class WorkerLoop:
+    """One worker's event loop. Owner of everything here: that loop's thread."""
+
+    def __init__(self, pipe: socket.socket, boot: WorkerBoot, keys: dict[str, str]) -> None:
+        self._boot = boot
+        self._keys = keys
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[tuple[str, int], asyncio.Task[Finished]] = {}
+        self._providers: dict[str, Provider] = {}
+        self._retired = asyncio.Event()
+        self._retiring = False
+        for name, settings in boot.providers.items():
+            if settings.kind != "local":  # its address comes later, as an Endpoint
+                key = Secret(keys[name]) if name in keys else None
+                self._providers[name] = make_provider(name, settings, key, limit=boot.limits[name])
+        self._link = Link(pipe, wire.worker_orders, on_messages=self._on_orders, on_end=self._on_end)
+
+    async def run(self) -> None:
+        """Work until retired. The end of the pipe ends the process at once."""
+        self._link.send(Ready(os.getpid()))
+        heart = self._loop.create_task(self._beat())
+        await self._retired.wait()
+        heart.cancel()
+        async with asyncio.timeout(RETIRE_DEADLINE):
+            for provider in self._providers.values():
+                await provider.close()
+        await self._link.flushed()
+        self._link.close()
+
+    async def _beat(self) -> None:
+        interval = self._boot.heartbeat_interval
+        while True:
+            due = self._loop.time() + interval
+            await asyncio.sleep(interval)
+            self._link.send(Heartbeat(len(self._calls), self._loop.time() - due))
+
+    def _on_end(self, _why: str) -> None:
+        """The supervisor is gone, or wants us gone: nobody is left to hear of anything."""
+        os._exit(0)
+
+    def _on_orders(self, orders: list[WorkerOrder]) -> None:
+        for order in orders:
+            if type(order) is Dispatch:
+                self._begin(order)
+            elif type(order) is CancelCall:
+                self._cancel(order)
+            elif type(order) is Endpoint:
+                self._set_endpoint(order)
+            elif type(order) is Retire:
+                self._retiring = True
+                self._retire_if_idle()
+
+    # Calls.
+
+    def _begin(self, order: Dispatch) -> None:
+        key = (order.request_id, order.attempt)
+        task = self._loop.create_task(self._make(order))
+        self._calls[key] = task
+        task.add_done_callback(lambda done: self._report_end(key, done))
+
+    def _cancel(self, order: CancelCall) -> None:
+        task = self._calls.get((order.request_id, order.attempt))
+        if task is not None:  # else its end is on its way already
+            task.cancel()
+
+    async def _make(self, order: Dispatch) -> Finished:
+        try:
+            provider = self._providers.get(order.provider)
+            if provider is None:
+                raise ProviderUnreachable(f"provider {order.provider!r} has no address yet", provider=order.provider)
+            answer = await run_call(provider, _decode_call(order), _Progress(self._link, order))
+            return Finished(order.request_id, order.attempt, _encode_answer(answer))
+        except CallpoolError as error:
+            return Finished(order.request_id, order.attempt, None, error.fault)
+
+    def _report_end(self, key: tuple[str, int], task: asyncio.Task[Finished]) -> None:
+        del self._calls[key]
+        if task.cancelled():
+            finished = Finished(*key, None, _CANCELLED)
+        elif (error := task.exception()) is not None:
+            log.error("a call ended in an unexpected way", exc_info=error)
+            finished = Finished(*key, None, to_fault(error))
+        else:
+            finished = task.result()
+        self._link.send(finished)
+        self._retire_if_idle()
+
+    def _retire_if_idle(self) -> None:
+        if self._retiring and not self._calls:
+            self._retired.set()
+
+    # Endpoints.
+
+    def _set_endpoint(self, order: Endpoint) -> None:
+        old = self._providers.pop(order.provider, None)
+        if old is not None:
+            closing = self._loop.create_task(old.close())
+            closing.add_done_callback(_log_failure)
+        settings = self._boot.providers[order.provider]
+        key = Secret(order.key) if order.key else None
+        limit = self._boot.limits[order.provider]
+        self._providers[order.provider] = make_provider(
+            order.provider, settings, key, limit=limit, base_url=order.base_url
+        )
+
+
+class _Progress:
+    """What a provider tells of one call."""
+
+    __slots__ = ("_link", "_order")
+
+    def __init__(self, link: Link, order: Dispatch) -> None:
+        self._link = link
+        self._order = order
+
+    async def started(self) -> None:
+        """Report, and wait until the report is in the kernel: only then may the call contact the provider."""
+        self._link.send(Started(self._order.request_id, self._order.attempt))
+        await self._link.flushed()
+
+    async def chunk(self, text: str, raw: dict[str, Any] | None) -> None:
+        """Report a piece; waits while the pipe is full."""
+        body = msgspec.json.encode({"text": text, "raw": raw})
+        self._link.send(Piece(self._order.request_id, self._order.attempt, body))
+        if self._link.unsent_bytes > MAX_UNSENT:
+            await self._link.flushed()
+
+
+def _decode_call(order: Dispatch) -> Call:
+    """The call of an order. What the client's own check let through is checked here, where it is decoded."""
+    try:
+        body = msgspec.json.decode(order.payload, type=dict[str, Any])
+        messages = msgspec.convert(body.pop("messages", None), list[dict[str, Any]])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadInput(f"messages: {error}", param="messages") from None
+    return Call(
+        request_id=order.request_id,
+        attempt=order.attempt,
+        provider=order.provider,
+        model=order.model,
+        stream=order.stream,
+        timeout=order.timeout,
+        messages=messages,
+        parameters=body,
+    )
+
+
+def _encode_answer(answer: Answer) -> bytes:
+    body = msgspec.json.encode(answer)
+    if len(body) > MAX_ANSWER:
+        raise BrokenAnswer(f"the answer is {len(body)} bytes as JSON, the limit is {MAX_ANSWER}", size=len(body))
+    return body
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("closing a provider's connections failed: %s", error)

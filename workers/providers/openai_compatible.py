@@ -1,0 +1,235 @@
+"""Providers that speak OpenAI's chat dialect, spoken directly: one request, one answer or one stream of chunks.
+
+No retries, no deadlines, no redirects here: each call is one exchange, and whoever asked decides what a failure means.
+What services do differently is data, in `presets`.
+
+    call ─► body ─► post ─► Reply ─┬─ status not 2xx ───► refused()
+                                   ├─ plain: read_all ──► read_completion ─► Answer
+                                   └─ stream: SseDecoder ─► Joined ─┬─ chunk by chunk to `progress`
+                                                                    └─► read_completion ─► Answer
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from yarl import URL
+
+from callpool.manager.errors import ConfigError, ProviderError, ProviderRejected
+from callpool.version import __version__
+from callpool.workers.providers import failures
+from callpool.workers.providers.base import Answer, Call, Progress
+from callpool.workers.providers.completion import Joined, Malformed, read_completion
+from callpool.workers.providers.connections import ConnectionFailed, Connections, Reply
+from callpool.workers.providers.presets import Preset
+from callpool.workers.providers.secret import Secret
+from callpool.workers.providers.sse import MAX_EVENT_BYTES, EventTooLarge, SseDecoder
+from callpool.workers.providers.wording import describe
+
+MAX_REFUSAL_BYTES = 64 << 10
+REFUSAL_WAIT = 5.0
+"""Bytes and seconds for the body of a refusal: the status says what happened, the body only adds words."""
+
+TRAILER_WAIT = 5.0
+"""Seconds from a stream's finish reason to its end: the answer is there, the token counts may follow."""
+
+CLOSING_WAIT = 0.1
+"""Seconds from `[DONE]` to a stream's end: waiting longer than a new connection takes would be no gain."""
+
+DONE = b"[DONE]"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The most bytes that we take from a provider, counted after decompression."""
+
+    answer: int = 16 << 20
+    """A plain answer: the longest text of today's models is about 0.5 MB."""
+    stream: int = 64 << 20
+    """A stream with its framing: 131,072 tokens (today's longest output) in chunks of 300 bytes are 39 MB."""
+    event: int = MAX_EVENT_BYTES
+
+
+class OpenAICompatible:
+    """One account of a service with OpenAI's chat dialect; many calls at once in one event loop."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        key: Secret | None,
+        *,
+        base_url: str,
+        limit: int,
+        bounds: Bounds = Bounds(),
+    ) -> None:
+        """Allow `limit` connections at once; send no `Authorization` without a key. Raises `ConfigError`."""
+        self._preset = preset
+        self._url = chat_url(base_url, preset.chat_path)
+        self._bounds = bounds
+        self._connections = Connections(_headers(preset, key), limit)
+
+    async def call(self, call: Call, progress: Progress) -> Answer:
+        """Make one call. Raises `ProviderError` subclasses; a cancelled call closes its connection at once."""
+        body = self._body(call)
+        joined = Joined(self._preset.usage) if call.stream else None
+        await progress.started()
+        failure: ProviderError
+        try:
+            async with await self._connections.post(self._url, body) as reply:
+                if not 200 <= reply.status < 300:
+                    failure = await self._refused(call, reply)
+                elif joined is None or reply.content_type == "application/json":  # some services ignore `stream`
+                    return await self._read_plain(call, reply, progress)
+                else:
+                    return await self._read_stream(call, reply, joined, progress)
+        except ConnectionFailed as lost:
+            partial = joined.text if joined else None
+            failure = failures.unreachable(call, lost.phase, lost.reason, retryable=lost.retryable, partial=partial)
+        except (Malformed, EventTooLarge) as malformed:
+            failure = failures.broken(call, str(malformed), joined.text if joined else None)
+        except RecursionError:  # shallow enough to be decoded, too deep to be joined or passed on
+            failure = failures.broken(call, "its JSON is nested too deeply", joined.text if joined else None)
+        raise failure
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._connections.close()
+
+    def _body(self, call: Call) -> bytes:
+        extra = self._preset.stream_parameters if call.stream else {}
+        parameters = self._preset.parameters(dict(call.parameters))
+        body = {**extra, **parameters, "model": call.model, "messages": call.messages, "stream": call.stream}
+        try:
+            return msgspec.json.encode(body)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            reason = describe(error)
+        raise ProviderRejected(
+            f"the request cannot be written as JSON: {reason}",
+            provider=call.provider,
+            model=call.model,
+            status=0,
+            provider_code=None,
+            retryable=False,
+            retry_after=None,
+        )
+
+    async def _refused(self, call: Call, reply: Reply) -> ProviderError:
+        body = await reply.read_what_comes(MAX_REFUSAL_BYTES, REFUSAL_WAIT)
+        retry_after = failures.read_retry_after(reply.headers, time.time())
+        return failures.refused(self._preset, call, failures.read_refusal(body, reply.status, retry_after))
+
+    async def _read_plain(self, call: Call, reply: Reply, progress: Progress) -> Answer:
+        body = await reply.read_all(self._bounds.answer)
+        if body is None:
+            raise Malformed(f"it is longer than {self._bounds.answer} bytes")
+        try:
+            completion = _decode(body)
+        except Malformed as malformed:
+            raise Malformed(f"{malformed} (content type {reply.content_type}, {len(body)} bytes)") from None
+        self._check_refusal(call, completion, reply.status)
+        answer = self._checked(call, read_completion(completion, self._preset.usage))
+        if call.stream and answer.content:
+            await progress.chunk(answer.content, None)
+        return answer
+
+    async def _read_stream(self, call: Call, reply: Reply, joined: Joined, progress: Progress) -> Answer:
+        """Chunks until `[DONE]` or the end; after the finish reason a break, or TRAILER_WAIT, is an end too."""
+        decoder = SseDecoder(self._bounds.event)
+        size = 0
+        until: float | None = None
+        done = False
+        while not done:
+            try:
+                piece = await reply.read(until)
+            except (ConnectionFailed, TimeoutError):
+                if not joined.complete:
+                    raise
+                break
+            size += len(piece)
+            if size > self._bounds.stream:
+                raise Malformed(f"its stream is longer than {self._bounds.stream} bytes")
+            done = not piece
+            for payload in decoder.feed(piece) if piece else decoder.end():
+                if payload == DONE:
+                    done = True
+                    break
+                chunk = _decode(payload)
+                self._check_refusal(call, chunk, reply.status, joined)
+                await progress.chunk(joined.add(chunk), chunk)
+            if until is None and joined.complete:
+                until = _now() + TRAILER_WAIT
+        if not joined.complete:
+            raise Malformed("its stream ended without a finish reason")
+        await _read_to_end(reply)
+        return self._checked(call, read_completion(joined.body(), self._preset.usage))
+
+    def _check_refusal(self, call: Call, body: dict[str, Any], status: int, joined: Joined | None = None) -> None:
+        """Raise the error that stands where an answer or a chunk should be: overload can strike after the 200."""
+        refusal = failures.find_refusal(body, status)
+        if refusal is not None:
+            raise failures.refused(self._preset, call, refusal, joined.text if joined else None)
+
+    def _checked(self, call: Call, answer: Answer) -> Answer:
+        verdict = self._preset.failed_finishes.get(answer.finish_reason or "")
+        if verdict is not None:
+            raise failures.failed_finish(call, answer.finish_reason or "", verdict, answer.content)
+        return answer
+
+
+def chat_url(base_url: str, chat_path: str) -> URL:
+    """The address of the chat endpoint. Raises `ConfigError` for anything but a plain http(s) root."""
+    try:
+        url = URL(base_url.rstrip("/") + chat_path)
+    except ValueError:
+        url = URL()
+    if url.scheme not in ("http", "https") or not url.host or url.query_string or url.fragment:
+        raise ConfigError("base_url must be an http or https address without query or fragment", param="base_url")
+    if url.user is not None or url.password is not None:
+        # It would show in every message that names the address.
+        raise ConfigError("base_url must hold no user name or password", param="base_url")
+    return url
+
+
+def _headers(preset: Preset, key: Secret | None) -> dict[str, str]:
+    headers = {
+        "Accept": "application/json",  # for streams too: the official SDK does so, and services are tested with that
+        # Compressed, events would sit in the gateway's compressor until it flushes, and an answer's length says nothing
+        # about its size. A service that compresses all the same is understood; limits count decompressed bytes.
+        "Accept-Encoding": "identity",
+        "Content-Type": "application/json",
+        "User-Agent": f"callpool/{__version__}",
+        **preset.headers,
+    }
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key.reveal()}"
+    return headers
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    try:
+        decoded = msgspec.json.decode(data)
+    except RecursionError:
+        raise Malformed("its JSON is nested too deeply") from None
+    except ValueError:
+        raise Malformed("it is not JSON") from None
+    if not isinstance(decoded, dict):
+        raise Malformed("it is no JSON object")
+    return decoded
+
+
+async def _read_to_end(reply: Reply) -> None:
+    """Give the connection the chance to be used again: only a body that ended leaves it clean."""
+    until = _now() + CLOSING_WAIT
+    try:
+        while await reply.read(until):
+            pass
+    except (ConnectionFailed, TimeoutError):
+        pass  # the answer is complete; the connection is closed instead of kept
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,34 @@
+"""From a provider's settings to the object that makes its calls."""
+
+from __future__ import annotations
+
+from callpool.manager.errors import ConfigError, CredentialMissing
+from callpool.manager.settings import ProviderSettings
+from callpool.workers.providers.base import Provider
+from callpool.workers.providers.presets import PRESETS
+from callpool.workers.providers.scripted import Scripted
+from callpool.workers.providers.secret import Secret
+
+
+def make_provider(
+    name: str, settings: ProviderSettings, key: Secret | None, *, limit: int, base_url: str | None = None
+) -> Provider:
+    """The provider object of one account, for one worker.
+
+    `limit` is the number of connections at once; `base_url` is an address found out after the configuration was read
+    (the local model server's port) and wins over the settings. Raises `ConfigError` and `CredentialMissing`. Nothing is
+    connected yet; the object may be made outside of an event loop.
+    """
+    if settings.kind == "scripted":
+        return Scripted(settings.models)
+    # Imported here: aiohttp costs a fifth of a second, which a worker with scripted providers alone need not wait.
+    from callpool.workers.providers.openai_compatible import OpenAICompatible  # noqa: PLC0415
+
+    preset = PRESETS[settings.kind]
+    own_url = base_url or settings.base_url
+    url = own_url or preset.base_url
+    if url is None:
+        raise ConfigError(f"provider {name!r} has no base_url", param=f"providers.{name}.base_url")
+    if key is None and own_url is None:
+        raise CredentialMissing(f"provider {name!r} has no key, and {url} answers nobody without one", provider=name)
+    return OpenAICompatible(preset, key, base_url=url, limit=limit)
