@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,8 @@ class Plan:
         document = memory_file("callpool-boot", msgspec.msgpack.encode(boot))
         # -P: a file called callpool.py, or an own `tools` folder, in the working directory must not be imported.
         command = [sys.executable, "-P", "-m", "callpool.manager", "--boot", str(document)]
+        if mode == "detached":
+            command.append("--fork")  # so that it is nobody's child: its starter need not live on to reap it
         inherited = [descriptor for descriptor in (document, self._secrets, ready, lifeline) if descriptor is not None]
         return command, inherited
 
@@ -107,7 +110,10 @@ def start_detached(prepared: Plan) -> Began:
     """Start a daemon in a session of its own, and wait until it is ready. Raises what kept it from starting."""
     with prepared.log_path.open("ab") as log:
         process, ready = _spawn(prepared, "detached", lifeline=None, log=log.fileno())
-    return _await_ready(process, ready, prepared.log_path)
+    try:
+        return _await_ready(process, ready, prepared.log_path)
+    finally:
+        process.wait(timeout=READY_DEADLINE)  # the daemon is its child and lives on
 
 
 class Embedded:
@@ -200,7 +206,8 @@ def _await_ready(process: subprocess.Popen[bytes], ready: int, log_path: Path) -
         while not said.endswith(b"\n"):
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([ready], [], [], left)[0]:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # a session of its own: the process and all below it
                 process.wait(timeout=5.0)
                 raise StartFailed(f"the supervisor was not ready after {READY_DEADLINE:.0f} s", log=str(log_path))
             piece = os.read(ready, 65536)
@@ -210,10 +217,8 @@ def _await_ready(process: subprocess.Popen[bytes], ready: int, log_path: Path) -
     finally:
         os.close(ready)
     if not said:
-        code = process.wait(timeout=10.0)
-        raise StartFailed(
-            f"the supervisor ended with status {code} before it was ready:\n{_last_words(log_path)}", log=str(log_path)
-        )
+        process.wait(timeout=10.0)
+        raise StartFailed(f"the supervisor ended before it was ready:\n{_last_words(log_path)}", log=str(log_path))
     try:
         return msgspec.json.decode(said, type=Began)
     except msgspec.ValidationError:

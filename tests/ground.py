@@ -126,9 +126,9 @@ def keeping_alive() -> frozenset[threading.Thread]:
     return frozenset(thread for thread in threading.enumerate() if not thread.daemon)
 
 
-def leftovers(before: Ground, marker: str | None = None, patience: float = PATIENCE) -> Leftovers:
-    """What is held beyond `before`, once it stops shrinking to nothing: waits at most `patience` seconds."""
-    deadline = time.monotonic() + patience
+def leftovers(before: Ground, marker: str | None = None, patience: float | None = None) -> Leftovers:
+    """What is held beyond `before`: nothing, as soon as that is so, or what is left after `patience` seconds."""
+    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
     while True:
         left = compare(before, marker)
         if not left or time.monotonic() >= deadline:
@@ -158,12 +158,13 @@ def remove(left: Leftovers) -> None:
 
 
 def describe(process: psutil.Process) -> str:
-    """`4711 sleeping: sleep 60`, or what of it can still be read."""
+    """`4711 sleeping: sleep 60`; a zombie has no arguments any more, only its program's name."""
     try:
-        with process.oneshot():
-            return f"{process.pid} {process.status()}: {' '.join(process.cmdline()) or process.name()}"
+        status = process.status()
+        command = [process.name()] if status == psutil.STATUS_ZOMBIE else process.cmdline()
     except psutil.Error:
         return f"{process.pid}, just gone"
+    return f"{process.pid} {status}: {' '.join(command)}"
 
 
 def wait_for(what: str, holds: Callable[[], bool], patience: float = PATIENCE) -> None:

@@ -38,7 +38,9 @@ def make_core(
 ) -> Core:
     """A core with one model `m` on every account, and an account `keyless` that cannot serve."""
     limits = dict(accounts or {"a": 2})
-    entries = {name: ProviderEntry(timeout=TIMEOUT, limit=limit, models={"m": TIMEOUT}) for name, limit in limits.items()}
+    entries = {
+        name: ProviderEntry(timeout=TIMEOUT, limit=limit, models={"m": TIMEOUT}) for name, limit in limits.items()
+    }
     entries["keyless"] = ProviderEntry(timeout=TIMEOUT, limit=1, models={"m": TIMEOUT}, refusal=MISSING_KEY)
     return core(
         catalogue=Catalogue(providers=entries, max_metadata_size=max_metadata, max_payload_size=max_payload),
@@ -87,7 +89,13 @@ class Bench:
         return self.do(Reported(worker, Started(request_id, attempt)))
 
     def finish(
-        self, request_id: str, *, worker: int = 1, attempt: int = 1, fault: Fault | None = None, body: bytes | None = b"ok"
+        self,
+        request_id: str,
+        *,
+        worker: int = 1,
+        attempt: int = 1,
+        fault: Fault | None = None,
+        body: bytes | None = b"ok",
     ) -> list[Effect]:
         """The worker reports the end of the call."""
         return self.do(Reported(worker, Finished(request_id, attempt, None if fault else body, fault)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from callpool.manager.core.states import State
 
-from .sim_witness import Violation
+from .sim_model import Violation
 
 if TYPE_CHECKING:
     from callpool.manager.core.machine import Core
@@ -82,4 +82,4 @@ def audit_rest(core: Core, witness: Witness) -> None:
     names = ("active_sessions", "current_metadata_bytes", "metrics_drift")
     _agree("leak", str(names), [figures[name] for name in names], [0, 0, 0])
     _agree("counters", "total", figures["total_sessions_created"], sum(witness.ended.values()))
-    _agree("drain_report", "drained", witness.drained, True)  # noqa: FBT003 — the expected value
+    _agree("drain_report", "drained", witness.drained, True)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 Report: TypeAlias = Started | Piece | Finished
 
+FAULTS = ("provider_error", "timeout", "cancelled", "interrupted")
+ENDS_BEFORE_START = (None, "bad_input", "timeout", "interrupted")
+"""Ends of a call that needs no provider: an answer, or one of these faults."""
+
 
 class FakeCall:
     """One call inside a fake worker."""
@@ -31,6 +35,10 @@ class FakeCall:
         """Never ends by itself."""
         self.started = False
         self.pieces = 0
+
+
+def _one_of(faults: tuple[str | None, ...], chance: random.Random) -> str | None:
+    return faults[int(chance.random() * len(faults))]
 
 
 def answer_to(payload: bytes) -> bytes:
@@ -87,15 +95,14 @@ class FakeWorker:
                 call.started = True
                 self._report(call, Started(call.request_id, call.attempt))
                 return call.payload
-            self._finish(call, fault=None if draw < 0.92 else "bad_input")  # an answer, or a no, without any provider
+            self._finish(call, fault=_one_of(ENDS_BEFORE_START, chance))
         elif draw < 0.35 and call.pieces < 3:
             self._report(call, Piece(call.request_id, call.attempt, piece_of(call.payload, call.pieces)))
             call.pieces += 1
         elif draw < 0.75:
             self._finish(call, fault=None)
         else:
-            faults = ("provider_error", "timeout", "cancelled", "interrupted")
-            self._finish(call, fault=faults[int(chance.random() * len(faults))])
+            self._finish(call, fault=_one_of(FAULTS, chance))
         return None
 
     def _finish(self, call: FakeCall, *, fault: str | None) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+
+def parse(path: Path) -> ast.Module:
+    """The tree of a source file."""
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
 class Import(NamedTuple):

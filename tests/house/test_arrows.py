@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import ast
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.house.checkout import ROOMS, installed_modules
-from tests.house.imports import imports_of
+from tests.house.checkout import ROOMS, installed_modules, tracked_files
+from tests.house.imports import imports_of, parse
 
 PUBLIC = tuple(
     f"callpool.manager.{name}"
-    for name in ("aio", "batch", "client", "config", "errors", "executor", "exits", "handle", "launch", "paths", "settings")
+    for name in (
+        "aio",
+        "batch",
+        "client",
+        "config",
+        "errors",
+        "executor",
+        "exits",
+        "handle",
+        "launch",
+        "paths",
+        "settings",
+    )
 )
 """What doors and the doorplate know of the office: its client, how to start it, its words. Never its inside."""
 
@@ -43,9 +54,8 @@ PURE = frozenset(
 IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "__import__", "breakpoint"})
 
 
-def violations(module: str, source: str, *, is_package: bool = False) -> list[str]:
+def violations(module: str, tree: ast.Module, *, is_package: bool = False) -> list[str]:
     """Each line of a file that breaks a rule, as `module:line: what`."""
-    tree = ast.parse(source)
     found = [
         f"{module}:{line}: may not import {name}"
         for line, name in imports_of(tree, module, is_package=is_package)
@@ -94,7 +104,7 @@ def test_every_import_follows_the_arrows() -> None:
     found = [
         violation
         for module, path in modules
-        for violation in violations(module, path.read_text(), is_package=path.name == "__init__.py")
+        for violation in violations(module, parse(path), is_package=path.name == "__init__.py")
     ]
     assert not found, "\n".join(found)
 
@@ -129,26 +139,42 @@ def test_every_import_follows_the_arrows() -> None:
     ],
 )
 def test_an_import_against_an_arrow_is_found(module: str, source: str) -> None:
-    assert violations(module, source, is_package=module == "callpool")
+    assert violations(module, ast.parse(source), is_package=module == "callpool")
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
         ("callpool.manager.core.states", "import msgspec\nfrom .faults import Fault\nimport collections.abc"),
-        ("callpool.manager.server", "import os\nfrom callpool.manager import core, wire\nfrom callpool.version import __version__"),
-        ("callpool.workers.loop", "from callpool.manager import wire\nfrom callpool.manager.core.messages import Finished"),
-        ("callpool.tools.cli.main", "import callpool\nfrom callpool import connect\nfrom callpool.manager.client import Client"),
+        (
+            "callpool.manager.server",
+            "import os\nfrom callpool.manager import core, wire\nfrom callpool.version import __version__",
+        ),
+        (
+            "callpool.workers.loop",
+            "from callpool.manager import wire\nfrom callpool.manager.core.messages import Finished",
+        ),
+        (
+            "callpool.tools.cli.main",
+            "import callpool\nfrom callpool import connect\nfrom callpool.manager.client import Client",
+        ),
         ("callpool", "from callpool.manager.client import Client\nfrom .version import __version__"),
     ],
 )
 def test_an_import_along_an_arrow_is_allowed(module: str, source: str) -> None:
-    assert violations(module, source, is_package=module == "callpool") == []
+    assert violations(module, ast.parse(source), is_package=module == "callpool") == []
 
 
 def test_the_pure_list_names_the_standard_library() -> None:
     assert set(sys.stdlib_module_names) | {"msgspec"} >= PURE
 
 
-def test_no_file_imports_a_room_by_its_bare_name(subtests_of: list[Path]) -> None:
-    assert subtests_of
+def test_no_file_anywhere_imports_a_room_by_its_bare_name() -> None:
+    found = [
+        f"{path}:{line}: import {name}"
+        for path in tracked_files()
+        if path.suffix == ".py"
+        for line, name in imports_of(parse(path), path.stem)
+        if name.partition(".")[0] in ROOMS
+    ]
+    assert not found, "\n".join(found)

@@ -24,7 +24,7 @@ def client(script: str, number: str) -> int:
 
     `["connect"]`, `["wait"]` for the word to begin, `["piece", text]`, `["lock", path]` waits for a file's lock,
     `["done", content, tokens]`, `["broken", message]`, `["print", line]`, `["warn", line]`, `["exit", status]`,
-    `["hang"]` for ever and deaf to SIGTERM.
+    `["pause"]` for ever, `["hang"]` for ever and deaf to SIGTERM.
     """
     scripts = json.loads(Path(script).read_text())
     for act, *words in scripts.get(number, scripts.get("*")):
@@ -49,6 +49,8 @@ def client(script: str, number: str) -> int:
                 print(words[0], file=sys.stderr, flush=True)
             case "exit":
                 return int(words[0])
+            case "pause":
+                signal.pause()
             case "hang":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 while True:

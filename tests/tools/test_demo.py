@@ -451,7 +451,7 @@ def test_whatever_goes_wrong_is_said_and_cleared_away(tmp_path: Path, fault: str
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_demo_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
-    with _start_demo(tmp_path, {"*": [*ANSWER[:2], ["piece", "Growing. "], ["hang"]]}) as demo:
+    with _start_demo(tmp_path, {"*": [*ANSWER[:2], ["piece", "Growing. "], ["pause"]]}) as demo:
         assert demo.stdout is not None
         seen = ""
         while "Growing" not in seen:

@@ -1,0 +1,273 @@
+"""Faults planted in the core, one class each: what the simulator must be able to find."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from callpool.manager.core.events import CancelAsked, ToClient
+from callpool.manager.core.ledger import Ledger
+from callpool.manager.core.machine import Core
+from callpool.manager.core.messages import Accepted, Done
+from callpool.manager.core.scheduler import Scheduler
+from callpool.manager.core.sessions import SessionTable
+from callpool.manager.core.states import State
+
+from .sim_shell import Parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from callpool.manager.core.events import (
+        AccountClosed,
+        ClientGone,
+        DrainAsked,
+        Effect,
+        Event,
+        Reported,
+        Submitted,
+        Tick,
+        WorkerDown,
+        WorkerUp,
+    )
+    from callpool.manager.core.faults import Fault
+    from callpool.manager.core.requests import Now, Request
+    from callpool.manager.core.sessions import Outcome, Session
+
+
+class NoPumpAfterOpening(Core):
+    def _account_closed(self, event: AccountClosed, now: Now, effects: list[Effect]) -> None:
+        self.ledger.accounts[event.account].closed = event.reason
+
+
+class NoPumpAfterCancel(Core):
+    def _pump(self, now: Now, effects: list[Effect]) -> None:
+        if not any(type(effect) is ToClient and type(effect.message) is Done for effect in effects):
+            super()._pump(now, effects)
+
+
+class PumpsOneOnly(Core):
+    """The founding mistake: one wake-up for one free slot, although the event freed several."""
+
+    def _pump(self, now: Now, effects: list[Effect]) -> None:
+        if self.by_worker and self.sessions.has_room and len(self.scheduler):
+            request = self.scheduler.next_for(self.ledger.has_slot)
+            if request is not None:
+                self._dispatch(request, now, effects)
+
+
+class HeadBlocks(Scheduler):
+    """A request whose account has no slot blocks those whose account has one."""
+
+    def next_for(self, has_slot: Callable[[str], bool]) -> Request | None:
+        waiting = self.waiting()
+        return super().next_for(has_slot) if waiting and has_slot(waiting[0].provider) else None
+
+
+class SlotLostOnRequeue(Core):
+    def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
+        super()._lose(request, event, now, effects)
+        if request.state is State.QUEUED:
+            self.ledger.reserve(request.provider, request.request_id)
+
+
+class SlotLostOnCancel(Core):
+    def _release(self, request: Request) -> None:
+        super()._release(request)
+        if request.ending is not None and request.state is State.ALLOCATED:
+            self.ledger.reserve(request.provider, request.request_id)
+
+
+class LateReportsCount(Core):
+    """The fencing token is not looked at."""
+
+    def _reported(self, event: Reported, now: Now, effects: list[Effect]) -> None:
+        request = self.requests.get(event.report.request_id)
+        if request is not None and request.worker is not None:
+            request.attempt = event.report.attempt
+        super()._reported(event, now, effects)
+
+
+class CountsTwice(SessionTable):
+    def close(self, session: Session, outcome: Outcome, now: float) -> None:
+        super().close(session, outcome, now)
+        self.ended[outcome] += outcome.value == "timeout"
+
+
+class BytesKeptOnSuspend(SessionTable):
+    def suspend(self, session: Session) -> None:
+        super().suspend(session)
+        self.metadata_bytes += session.metadata_bytes
+
+
+class LeaseKeptOnSuspend(SessionTable):
+    def suspend(self, session: Session) -> None:
+        session.held = False
+
+
+class DispatchesToTheDead(Core):
+    def _worker_down(self, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
+        super()._worker_down(event, now, effects)
+        self.by_worker[event.worker] = set()
+
+
+class CallsAgain(Core):
+    """A call that had started is made again when its worker dies: paid twice, silently."""
+
+    def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
+        if request.state is State.PROCESSING and request.ending is None:
+            request.state = State.ALLOCATED
+        super()._lose(request, event, now, effects)
+
+
+class DrainForgetsTheQueue(Core):
+    def _finish_drain(self, now: Now, effects: list[Effect]) -> None:
+        queued = {key: request for key, request in self.requests.items() if request.state is State.QUEUED}
+        if len(queued) == len(self.requests):
+            self.requests.clear()
+        super()._finish_drain(now, effects)
+        self.requests.update(queued)
+
+
+class DrainWaitsForEver(Core):
+    """Nobody gives up on workers that do not acknowledge, and nobody asks to be woken for it."""
+
+    def _finish_drain(self, now: Now, effects: list[Effect]) -> None:
+        if not self.requests:
+            super()._finish_drain(now, effects)
+
+
+class DrainAccepts(Core):
+    def _refuse(self, request_id: str, event: Submitted) -> Fault | None:
+        fault = super()._refuse(request_id, event)
+        return None if fault is not None and fault.code == "draining" else fault
+
+
+class OverTheLimit(Ledger):
+    def has_slot(self, name: str) -> bool:
+        return self.accounts[name].closed is None and self.accounts[name].active <= self.accounts[name].limit
+
+
+class OverThePool(SessionTable):
+    @property
+    def has_room(self) -> bool:
+        return self.active <= self.max_concurrent
+
+
+class DeadlineForgotten(Core):
+    """A cancel that is not acknowledged keeps its slot for ever."""
+
+    def _order_end(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
+        super()._order_end(request, fault, now, effects)
+        self._deadlines.clear(request.request_id)
+
+
+class DeadlineKeptOnRequeue(Core):
+    def _release(self, request: Request) -> None:
+        if request.state is not State.ALLOCATED or request.ending is not None:
+            super()._release(request)
+            return
+        self.ledger.give_back(request.provider, request.request_id)
+        self.by_worker.get(request.worker or 0, set()).discard(request.request_id)
+
+
+class AnybodyCancels(Core):
+    def _cancel_asked(self, event: CancelAsked, now: Now, effects: list[Effect]) -> None:
+        super()._cancel_asked(CancelAsked(None, event.request_id), now, effects)
+
+
+class ClientForgotten(Core):
+    """Only the active calls of a client that died are ended."""
+
+    def _client_gone(self, event: ClientGone, now: Now, effects: list[Effect]) -> None:
+        owned = self.by_client.get(event.client, set())
+        queued = {key for key in owned if self.requests[key].state is State.QUEUED}
+        owned -= queued
+        super()._client_gone(event, now, effects)
+        if queued:
+            self.by_client.setdefault(event.client, set()).update(queued)
+
+
+class LosesItsPlace(Core):
+    """A request that waits again goes to the end of the queue."""
+
+    def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
+        self._sequence += 1
+        request.sequence = self._sequence
+        super()._lose(request, event, now, effects)
+
+
+class CutTwice(Core):
+    """The second order to drain begins a drain of its own."""
+
+    def _drain_asked(self, event: DrainAsked, now: Now, effects: list[Effect]) -> None:
+        self.drain = None
+        super()._drain_asked(event, now, effects)
+
+
+class AcknowledgesAfter(Core):
+    def apply(self, event: Event, now: Now) -> list[Effect]:
+        effects = super().apply(event, now)
+        if len(effects) > 1 and type(effects[0]) is ToClient and type(effects[0].message) is Accepted:
+            effects.append(effects.pop(0))
+        return effects
+
+
+class TimesOutEarly(Core):
+    def next_deadline(self) -> float | None:
+        due = super().next_deadline()
+        return None if due is None else due - 2.0
+
+    def _tick(self, event: Tick, now: Now, effects: list[Effect]) -> None:
+        super()._tick(event, now._replace(monotonic=now.monotonic + 2.0), effects)
+
+
+class WorkerUpForgets(Core):
+    def _worker_up(self, event: WorkerUp, now: Now, effects: list[Effect]) -> None:
+        self.by_worker.setdefault(event.worker, set())
+
+
+class ForgetsBytes(Scheduler):
+    def _leave(self, request_id: str) -> Request:
+        size = self._bytes
+        request = super()._leave(request_id)
+        self._bytes = size
+        return request
+
+
+PLANTED: dict[str, tuple[Parts, set[str]]] = {}
+"""name → (the core with the fault, rules that may cry first)."""
+
+
+def _plant(*rules: str, core: type[Core] = Core, **others: type) -> None:
+    kinds = [core, *others.values()]
+    name = next(kind.__name__ for kind in kinds if kind.__module__ == __name__)
+    PLANTED[name] = (Parts(core=core, **others), set(rules))
+
+
+_plant("missed_wakeup", core=NoPumpAfterOpening)
+_plant("missed_wakeup", core=NoPumpAfterCancel)
+_plant("missed_wakeup", core=PumpsOneOnly)
+_plant("missed_wakeup", scheduler=HeadBlocks)
+_plant("missed_wakeup", "slots", core=SlotLostOnRequeue)
+_plant("missed_wakeup", "slots", core=SlotLostOnCancel)
+_plant("late_report", "state", core=LateReportsCount)
+_plant("counters", sessions=CountsTwice)
+_plant("metadata", sessions=BytesKeptOnSuspend)
+_plant("sessions", "missed_wakeup", sessions=LeaseKeptOnSuspend)
+_plant("dead_worker", "workers", core=DispatchesToTheDead)
+_plant("end_ignored", core=CallsAgain)
+_plant("drain_report", core=DrainForgetsTheQueue)
+_plant("drain_report", "stuck", core=DrainWaitsForEver)
+_plant("not_refused", core=DrainAccepts)
+_plant("account_limit", ledger=OverTheLimit)
+_plant("pool_limit", sessions=OverThePool)
+_plant("overdue", "stuck", core=DeadlineForgotten)
+_plant("leak", "wrong_end", "unjustified_cancel", core=DeadlineKeptOnRequeue)
+_plant("unjustified_cancel", "wrong_end", core=AnybodyCancels)
+_plant("cancel_ignored", core=ClientForgotten)
+_plant("overtaken", core=LosesItsPlace)
+_plant("drain_report", core=CutTwice)
+_plant("acknowledgement", core=AcknowledgesAfter)
+_plant("unjustified_cancel", "wrong_end", core=TimesOutEarly)
+_plant("missed_wakeup", core=WorkerUpForgets)
+_plant("queue", "not_refused", "wrong_refusal", scheduler=ForgetsBytes)

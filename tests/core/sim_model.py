@@ -1,0 +1,197 @@
+"""The witness's own books: what is live, who holds what, who waits, built from events and effects alone."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING, TypeAlias
+
+from callpool.manager.core.events import (
+    AccountClosed,
+    CancelAsked,
+    ClientGone,
+    CutAsked,
+    DrainAsked,
+    Submitted,
+    Tick,
+    WorkerUp,
+)
+
+from .build import TIMEOUT
+
+if TYPE_CHECKING:
+    from callpool.manager.core.events import Event
+
+States: TypeAlias = frozenset[str]
+
+
+class Violation(AssertionError):
+    """The core broke a rule. `rule` is its name."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(f"{rule}: {message}")
+        self.rule = rule
+
+
+class Submission:
+    """One accepted submit, from outside: a request id may name several in turn, never at once."""
+
+    __slots__ = (
+        "attempt", "client", "dispatched_at", "ending", "entitled", "number", "ordered_at",
+        "pieces", "session_id", "started", "submit", "timeout", "tries", "worker",
+    )  # fmt: skip
+
+    def __init__(self, number: int, event: Submitted) -> None:
+        self.number = number
+        self.client = event.client
+        self.submit = event.submit
+        self.session_id = event.session_id
+        self.timeout = TIMEOUT if event.submit.timeout is None else event.submit.timeout
+        self.worker: int | None = None
+        """The worker that holds it; None while it waits."""
+        self.attempt = 0
+        """The number of its last dispatch: the fencing token between core and worker."""
+        self.tries = 0
+        self.dispatched_at = 0.0
+        self.started = False
+        self.pieces = 0
+        self.entitled = False
+        """Somebody who may end it asked for its end."""
+        self.ordered_at: float | None = None
+        self.ending: States = frozenset()
+        """Final states that the order to end it can lead to."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.submit.request_id} #{self.number} {self.submit.provider} worker={self.worker} tries={self.tries}>"
+        )
+
+
+class Books:
+    """Everything that can be known from outside, kept by event and effect."""
+
+    def __init__(
+        self, *, pool: int, accounts: dict[str, int], max_requests: int, max_bytes: int, max_metadata: int
+    ) -> None:
+        self.pool = pool
+        self.limits = accounts
+        self.max_requests = max_requests
+        self.max_bytes = max_bytes
+        self.max_metadata = max_metadata
+        self.live: dict[str, Submission] = {}
+        self.held: dict[str, set[str]] = {name: set() for name in accounts}
+        """account → ids of the requests that hold a slot of it."""
+        self.waiting: dict[str, deque[str]] = {name: deque() for name in accounts}
+        """account → ids of the requests that wait for it, in the order in which they must go."""
+        self.waiting_bytes = 0
+        self.up: dict[int, set[str]] = {}
+        self.closed: set[str] = set()
+        self.ended: Counter[str] = Counter()
+        """Ends of requests that held a session, by state."""
+        self.created = 0
+        self.seen: Counter[str] = Counter()
+        """What happened at all: a simulator that never gets somewhere proves nothing about it."""
+        self.spent: Counter[bytes] = Counter()
+        """payload → how often a worker contacted the provider for it."""
+        self.final: dict[str, str] = {}
+        """request_id → state in which its last submission ended."""
+        self.drain_deadline: float | None = None
+        self.cut_at: float | None = None
+        self.drained = False
+        self._live_at_drain = 0
+        self._held_at_drain = 0
+        self._ended_in_drain: Counter[str] = Counter()
+        self._numbers = 0
+
+    @property
+    def active(self) -> int:
+        """Sessions that are out."""
+        return sum(map(len, self.held.values()))
+
+    def spend(self, payload: bytes) -> None:
+        """A worker contacts the provider for this payload."""
+        self.spent[payload] += 1
+        if self.spent[payload] > 1:
+            raise Violation("paid_twice", f"two calls were made for {payload!r}")
+
+    def enter(self, event: Submitted) -> None:
+        """A submit was accepted: it waits."""
+        submit = event.submit
+        self._numbers += 1
+        self.live[submit.request_id] = Submission(self._numbers, event)
+        self.waiting[submit.provider].append(submit.request_id)
+        self.waiting_bytes += len(submit.payload)
+
+    def hold(self, found: Submission, worker: int, attempt: int, now: float) -> None:
+        """A request was dispatched: it holds a session, a slot and a worker."""
+        request_id, account = found.submit.request_id, found.submit.provider
+        self.waiting[account].popleft()
+        self.waiting_bytes -= len(found.submit.payload)
+        self.held[account].add(request_id)
+        self.up[worker].add(request_id)
+        self.created += found.tries == 0
+        found.tries += 1
+        found.worker, found.attempt, found.dispatched_at = worker, attempt, now
+
+    def requeue(self, found: Submission) -> None:
+        """A request lost its worker before its call began: it waits again, at its old place."""
+        self.seen["requeued"] += 1
+        request_id, account = found.submit.request_id, found.submit.provider
+        self.held[account].discard(request_id)
+        found.worker = None
+        ids = [*self.waiting[account], request_id]
+        self.waiting[account] = deque(sorted(ids, key=lambda each: self.live[each].number))
+        self.waiting_bytes += len(found.submit.payload)
+
+    def end(self, found: Submission, state: str) -> None:
+        """A request ended: everything it held is free."""
+        request_id, account = found.submit.request_id, found.submit.provider
+        del self.live[request_id]
+        if found.worker is None:
+            self.waiting[account].remove(request_id)
+            self.waiting_bytes -= len(found.submit.payload)
+        else:
+            self.held[account].discard(request_id)
+            self.up.get(found.worker, set()).discard(request_id)
+        if found.tries:
+            self.ended[state] += 1
+        if self.drain_deadline is not None:
+            self._ended_in_drain[state] += 1
+        self.final[request_id] = state
+        self.seen[f"{'waiting' if found.worker is None else 'active'} {state}"] += 1
+
+    def note(self, event: Event, now: float) -> None:
+        """Note what an event entitles the core to do: who may be ended, who may be dispatched to."""
+        match event:
+            case WorkerUp(worker):
+                self.up.setdefault(worker, set())
+            case AccountClosed(account, reason):
+                (self.closed.discard if reason is None else self.closed.add)(account)
+            case CancelAsked(client, request_id):
+                found = self.live.get(request_id)
+                if found is not None and client in {None, found.client}:
+                    found.entitled = True
+            case ClientGone(client):
+                for found in self.live.values():
+                    found.entitled |= found.client == client
+            case DrainAsked(timeout):
+                self._note_drain(now, timeout)
+            case CutAsked():
+                self._note_drain(now, 0.0)
+                self._cut_if_due(now)
+            case Tick():
+                self._cut_if_due(now)
+
+    def _note_drain(self, now: float, timeout: float) -> None:
+        if self.drain_deadline is not None:
+            self.drain_deadline = min(self.drain_deadline, now + timeout)
+            return
+        self.drain_deadline = now + timeout
+        self._live_at_drain, self._held_at_drain = len(self.live), self.active
+        self._cut_if_due(now)
+
+    def _cut_if_due(self, now: float) -> None:
+        if self.cut_at is None and self.drain_deadline is not None and now >= self.drain_deadline:
+            self.cut_at = now
+            self.seen["cut"] += bool(self.live)
+            for found in self.live.values():
+                found.entitled = True
