@@ -81,6 +81,10 @@ class WireConnection:
         """Close the socket."""
         self.socket.close()
 
+    def __del__(self) -> None:
+        """As a `multiprocess` Connection: the Manager and its proxies let connections go without closing them."""
+        self.socket.close()
+
 
 def connect(address: str, authkey: bytes | None = None) -> WireConnection:
     """Connect, check who serves, and shake hands, all within `wire.HANDSHAKE_DEADLINE`.

@@ -91,6 +91,16 @@ class _OneRequest(msgspec.Struct, forbid_unknown_fields=True):
     request_id: str
 
 
+class _CallArguments(msgspec.Struct, forbid_unknown_fields=True):
+    request_id: str
+    provider: str
+    model: str
+    payload: bytes
+    metadata: bytes = b"{}"
+    timeout: float | None = None
+    stream: bool = False
+
+
 class _DrainArguments(msgspec.Struct, forbid_unknown_fields=True):
     timeout: float | None = None
 
@@ -119,7 +129,7 @@ class Service:
         self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[str, Any], Any]]] = {
             "ping": (_NoArguments, lambda _client, _arguments: None),
             "open_channel": (_NoArguments, self._open_channel),
-            "call": (Submit, self._call),
+            "call": (_CallArguments, self._call),
             "cancel": (_OneRequest, self._cancel),
             "show": (_OneRequest, self._show),
             "status": (_NoArguments, self._status),
@@ -231,8 +241,9 @@ class Service:
             catalogue = msgspec.to_builtins(self._core.catalogue)
         return {"client_id": client, "version": __version__, "pid": os.getpid(), "catalogue": catalogue}
 
-    def _call(self, client: str, submit: Submit) -> asyncio.Future[dict[str, Any]]:
+    def _call(self, client: str, arguments: _CallArguments) -> asyncio.Future[dict[str, Any]]:
         """Submit and wait for the end: for plain proxies, one request at a time."""
+        submit = Submit(*msgspec.structs.astuple(arguments))
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         if submit.request_id in self._waiters:
             raise BadInput(f"a call with the id {submit.request_id!r} is being waited for", param="request_id")
@@ -253,7 +264,7 @@ class Service:
             if message.fault is not None:
                 future.set_exception(from_fault(message.fault))
             else:
-                future.set_result(msgspec.to_builtins(message, builtin_types=(bytes,)))
+                future.set_result(msgspec.structs.asdict(message))
         return True
 
     def _cancel(self, _client: str, arguments: _OneRequest) -> dict[str, Any]:

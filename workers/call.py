@@ -16,13 +16,14 @@ from callpool.workers.providers.wording import clean, describe
 async def run_call(provider: Provider, call: Call, progress: Progress) -> Answer:
     """Make one call within `call.timeout` seconds. Raises `CallpoolError` and, when cancelled, CancelledError."""
     task = asyncio.current_task()
-    assert task is not None  # a coroutine runs in a task
+    if task is None:
+        raise RuntimeError("run_call needs a task: it tells a cancellation from outside by the task's count of them")
     cancels_before = task.cancelling()
     deadline: asyncio.Timeout | None = None
     failure: CallpoolError
     try:
         async with asyncio.timeout(call.timeout) as deadline:
-            answer = await provider.call(call, progress)
+            answer: object = await provider.call(call, progress)  # what providers promise, and what they do
         if isinstance(answer, Answer):
             return answer
         failure = _fault_in_provider(call, f"it returned a {type(answer).__name__}", type(answer).__name__)

@@ -84,10 +84,15 @@ class Running:
         """A client of it."""
         return callpool.connect()
 
+    def workers(self) -> list[dict[str, Any]]:
+        """The workers' rows of `status`."""
+        with self.connect() as client:
+            rows: list[dict[str, Any]] = client.status()["workers"]
+            return rows
+
     def worker_pids(self) -> list[int]:
         """The workers that are up."""
-        with self.connect() as client:
-            return [worker["pid"] for worker in client.status()["workers"] if worker["state"] == "up"]
+        return [worker["pid"] for worker in self.workers() if worker["state"] == "up"]
 
     def ended(self, within: float = HANG) -> None:
         """Wait for its end."""
@@ -95,9 +100,11 @@ class Running:
 
 
 def detached(config: Any) -> Running:
-    """A daemon of this test's own directories, ready."""
+    """A daemon of this test's own directories, with all its workers up (it is ready with the first)."""
     began = launch.start_detached(launch.plan(config, os.environ))
-    return Running(psutil.Process(began.pid))
+    running = Running(psutil.Process(began.pid))
+    eventually(lambda: {worker["state"] for worker in running.workers()} == {"up"}, why="a worker is not up")
+    return running
 
 
 class Foreground(Running):

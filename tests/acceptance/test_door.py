@@ -17,8 +17,7 @@ from multiprocess.managers import BaseManager
 
 import callpool
 from callpool.manager import proxy, wire
-from callpool.tools.testing.fake_provider import FakeProviderProcess
-from tests.acceptance.running import HANG, HELLO, Running, detached, eventually, openai_at, scripted
+from tests.acceptance.running import HANG, HELLO, Running, detached, eventually, scripted
 
 
 @pytest.fixture
@@ -232,24 +231,3 @@ def test_a_stopped_supervisor_is_not_waited_for_for_ever(supervisor: Running, mo
             supervisor.connect()
     finally:
         supervisor.process.resume()
-
-
-def test_a_client_that_stops_reading_is_ended_and_costs_bounded_memory() -> None:
-    """A stream to a stopped client: its connection ends at the bound, its call is cancelled, others are served."""
-    chatter = """
-import sys, callpool
-client = callpool.connect(sys.argv[1])
-handle = client.submit(provider="fake", model="m", messages=[{"role": "user", "content": "hello"}], stream=True,
-                       fake={"chunks": 1_000_000_000, "reply": "x" * 100_000})
-next(iter(handle))
-print("streaming", flush=True)
-sys.stdin.read()
-"""
-    with FakeProviderProcess() as fake, detached(openai_at(fake.base_url)) as running, running.connect() as client:
-        command = [sys.executable, "-Ic", chatter, client.address]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-            assert other.stdout is not None
-            assert other.stdout.readline() == b"streaming\n"
-            other.kill()
-            fake.wait_for(lambda calls: calls[-1].outcome == "client_gone")
-        assert client.status()["sessions"]["active_sessions"] == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hypothesis import settings
+
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry
 from callpool.manager.core.events import Effect, Event, Reported, Submitted, ToClient, ToWorker, WorkerUp
 from callpool.manager.core.faults import Fault
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MISSING_KEY = Fault(code="credential_missing", message="no key for 'keyless'", param="provider")
+STEADY = settings(derandomize=True, deadline=None, max_examples=150, database=None)
+"""For properties: the same examples in every run, so that a failure is everybody's."""
 TIMEOUT = 10.0
 """Seconds for a call, where a test does not say otherwise."""
 
@@ -84,21 +88,21 @@ class Bench:
         submit = Submit(request_id, account, "m", payload, metadata, timeout, acknowledge=acknowledge)
         return self.do(Submitted(client, submit, f"session_{request_id}"))
 
-    def start(self, request_id: str, *, worker: int = 1, attempt: int = 1) -> list[Effect]:
-        """The worker reports that the call begins."""
+    def start(self, request_id: str) -> list[Effect]:
+        """The worker that has the request reports that its call begins."""
+        worker, attempt = self.holder(request_id)
         return self.do(Reported(worker, Started(request_id, attempt)))
 
-    def finish(
-        self,
-        request_id: str,
-        *,
-        worker: int = 1,
-        attempt: int = 1,
-        fault: Fault | None = None,
-        body: bytes | None = b"ok",
-    ) -> list[Effect]:
-        """The worker reports the end of the call."""
+    def finish(self, request_id: str, *, fault: Fault | None = None, body: bytes | None = b"ok") -> list[Effect]:
+        """The worker that has the request reports the end of its call."""
+        worker, attempt = self.holder(request_id)
         return self.do(Reported(worker, Finished(request_id, attempt, None if fault else body, fault)))
+
+    def holder(self, request_id: str) -> tuple[int, int]:
+        """(worker, attempt) of an active request."""
+        request = self.core.requests[request_id]
+        assert request.worker is not None
+        return request.worker, request.attempt
 
     def state(self, request_id: str) -> str:
         """State of a live or remembered request; "unknown" without one."""

@@ -17,6 +17,7 @@ PUBLIC = tuple(
         "batch",
         "client",
         "config",
+        "embedded",
         "errors",
         "executor",
         "exits",
@@ -46,10 +47,11 @@ ARROWS = {
 }
 """Room → what its files may import of callpool. The longest matching room counts."""
 
-PURE = frozenset(
-    "__future__ abc array bisect codecs collections contextlib copy dataclasses difflib enum fractions functools hashlib "
-    "heapq itertools json math msgspec operator re statistics string struct types typing unicodedata".split()
-)
+PURE_NAMES = """
+__future__ abc array bisect codecs collections contextlib copy dataclasses difflib enum fractions functools hashlib
+heapq itertools json math msgspec operator re statistics string struct types typing unicodedata
+"""
+PURE = frozenset(PURE_NAMES.split())
 """All that the core may import from outside: nothing that reads a clock, a file, a socket, or chance."""
 IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "__import__", "breakpoint"})
 

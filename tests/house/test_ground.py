@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,13 +19,6 @@ from tests.house.checkout import ROOT
 
 WAITS = [sys.executable, "-Ic", "import sys; sys.stdin.read()"]
 """A process that ends when its standard input does."""
-
-
-def leave(act: Callable[[], object]) -> tuple[object, ground.Leftovers]:
-    """What `act` returns, and what it leaves at once."""
-    before = ground.survey()
-    kept = act()
-    return kept, ground.leftovers(before, patience=0)
 
 
 def test_a_child_process_is_found_and_removed() -> None:
@@ -76,26 +68,38 @@ def test_a_daemon_that_left_its_parent_is_found_by_its_marker(tmp_path: Path) ->
 def test_a_descriptor_is_found_by_what_it_refers_to(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w"):
         before = ground.survey()
-        again, left = leave(lambda: (tmp_path / "log").open("w"))
-    assert str(left) == f"descriptor of {tmp_path / 'log'}, 1 times"
-    again.close()  # type: ignore[attr-defined]
-    assert not ground.leftovers(before, patience=0)
+        with (tmp_path / "log").open("a"):
+            left = ground.leftovers(before, patience=0)
+        assert str(left) == f"descriptor of {tmp_path / 'log'}, 1 times"
+        assert not ground.leftovers(before, patience=0)
 
 
 def test_a_thread_is_found_unless_it_is_a_daemon() -> None:
-    done = threading.Event()
-    threads = [threading.Thread(target=done.wait, args=(50,), daemon=daemon, name=f"d{daemon}") for daemon in (0, 1)]
-    _, left = leave(lambda: [thread.start() for thread in threads])
-    done.set()
+    end = threading.Event()
+    threads = [
+        threading.Thread(target=end.wait, args=(50,), name="stays"),
+        threading.Thread(target=end.wait, args=(50,), name="goes with the process", daemon=True),
+    ]
+    before = ground.survey()
+    for thread in threads:
+        thread.start()
+    left = ground.leftovers(before, patience=0)
+    end.set()
     for thread in threads:
         thread.join()
-    assert str(left) == "thread d0"
+    assert str(left) == "thread stays"
 
 
 def test_what_is_just_ending_gets_its_time() -> None:
     before = ground.survey()
     ours, theirs = socket.socketpair()
-    threading.Timer(0.05, lambda: (ours.close(), theirs.close())).start()
+
+    def close() -> None:
+        ours.close()
+        theirs.close()
+
+    threading.Timer(0.05, close).start()
+    assert ground.compare(before, None)
     assert not ground.leftovers(before)
 
 

@@ -22,7 +22,7 @@ def test_connecting_to_another_machine_is_refused() -> None:
 
 def test_a_foreign_name_is_not_looked_up() -> None:
     # AI_NUMERICHOST: without the guard this fails without asking anyone.
-    with pytest.raises(Beyond, match="nobody.invalid"):
+    with pytest.raises(Beyond, match="nobody"):
         socket.getaddrinfo("nobody.invalid", 9, flags=socket.AI_NUMERICHOST)
 
 

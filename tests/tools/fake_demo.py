@@ -12,7 +12,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _say(tag: str, **fields: Any) -> None:
@@ -76,6 +79,10 @@ def callpool(command: str, *arguments: str) -> int:
             start_new_session=True,
             pass_fds=[says],
         )
+        if fault == "stray":  # a process whose parent ends before anybody has looked
+            subprocess.Popen(
+                [sys.executable, "-I", __file__, "worker"], stdout=says, stderr=says, start_new_session=True
+            )  # noqa: S603
         os.close(says)
         os.read(ready, 1)
         return 0
@@ -92,7 +99,8 @@ def daemon(says: str) -> int:
     fault = os.environ.get("FAKE_DEMO")
     endings = (signal.SIGTERM,)
     signal.pthread_sigmask(signal.SIG_BLOCK, endings)
-    worker = subprocess.Popen([sys.executable, "-I", __file__, "worker"])  # noqa: S603
+    bare = {name: value for name, value in os.environ.items() if name != "CALLPOOL_HOME"}
+    worker = subprocess.Popen([sys.executable, "-I", __file__, "worker"], env=bare)  # noqa: S603
     (home / "pid").write_text(str(os.getpid()))
     (home / "supervisor.log").write_text("the last line of the log\n")
     os.write(int(says), b"1")
@@ -106,7 +114,7 @@ def daemon(says: str) -> int:
 
 
 def worker() -> int:
-    """A process of the supervisor that carries no sign of the demo's directory but its parent."""
+    """A process of the supervisor that does nothing."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     while True:
         signal.pause()
@@ -114,4 +122,5 @@ def worker() -> int:
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    sys.exit({"client": client, "callpool": callpool, "daemon": daemon, "worker": worker}[what](*rest))
+    ROLES: dict[str, Callable[..., int]] = {"client": client, "callpool": callpool, "daemon": daemon, "worker": worker}
+    sys.exit(ROLES[what](*rest))

@@ -43,9 +43,7 @@ class Doing:
 
 
 def make_call(timeout: float = HANG) -> Call:
-    return Call(
-        request_id="req_1", attempt=1, provider="fake", model="m", stream=False, timeout=timeout, messages=[]
-    )
+    return Call(request_id="req_1", attempt=1, provider="fake", model="m", stream=False, timeout=timeout, messages=[])
 
 
 def run(act: Callable[[], Awaitable[Answer]], timeout: float = HANG) -> Answer:
@@ -112,17 +110,17 @@ def test_our_own_errors_pass_with_their_figures() -> None:
     assert caught.value is error
 
 
-class TwoArguments(Exception):  # noqa: N818  one of the shapes that foreign exceptions have
+class TwoArguments(Exception):
     def __init__(self, first: str, second: object) -> None:
         super().__init__(f"{first}{second}")
 
 
-class BadReduce(Exception):  # noqa: N818
+class BadReduce(Exception):
     def __reduce__(self) -> NoReturn:
         raise RuntimeError("not picklable")
 
 
-class BadText(Exception):  # noqa: N818
+class BadText(Exception):
     def __str__(self) -> NoReturn:
         raise SystemExit(9)
 
@@ -131,7 +129,7 @@ class Unusual(BaseException):
     pass
 
 
-class BadName(Exception):  # noqa: N818
+class BadName(Exception):
     pass
 
 
@@ -192,7 +190,7 @@ def test_what_is_no_answer_is_a_fault() -> None:
         run(act)
 
 
-async def _cancelled(act: Callable[[], Awaitable[Answer]], timeout: float) -> asyncio.Task[Answer]:
+async def _cancelled(act: Callable[[], Awaitable[Answer]]) -> asyncio.Task[Answer]:
     """A call that was started, cancelled, and has ended."""
     started = asyncio.Event()
 
@@ -200,7 +198,7 @@ async def _cancelled(act: Callable[[], Awaitable[Answer]], timeout: float) -> as
         started.set()
         return await act()
 
-    task = asyncio.ensure_future(run_call(Doing(first), make_call(timeout), Silent()))
+    task = asyncio.ensure_future(run_call(Doing(first), make_call(), Silent()))
     await started.wait()
     task.cancel()
     await asyncio.wait([task], timeout=HANG)
@@ -210,7 +208,7 @@ async def _cancelled(act: Callable[[], Awaitable[Answer]], timeout: float) -> as
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_cancel_passes_untouched(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     with asyncio.Runner(loop_factory=loop) as runner:
-        assert runner.run(_cancelled(forever, HANG)).cancelled()
+        assert runner.run(_cancelled(forever)).cancelled()
 
 
 def test_a_cancel_that_the_provider_turned_into_an_error_is_still_a_cancel() -> None:
@@ -220,12 +218,12 @@ def test_a_cancel_that_the_provider_turned_into_an_error_is_still_a_cancel() -> 
         except asyncio.CancelledError:
             raise ProviderRejected("cleaning up failed") from None
 
-    assert asyncio.run(_cancelled(act, HANG)).cancelled()
+    assert asyncio.run(_cancelled(act)).cancelled()
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_cancel_that_meets_the_deadline_wins(loop: Callable[[], asyncio.AbstractEventLoop], turned: bool) -> None:
+def test_a_cancel_that_meets_the_deadline_wins(loop: Callable[[], asyncio.AbstractEventLoop], *, turned: bool) -> None:
     """The deadline cancels the provider, and before it has cleaned up the caller cancels too."""
 
     async def main() -> bool:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from callpool.manager.errors import BadInput, StartFailed
-from callpool.workers.model_options import MAX_SLOTS, MODEL_PACKAGE, ModelOptions, find_model
+from callpool.workers.model_options import MAX_SLOTS, MODEL_PACKAGE, ModelOptions, find_model, threads_for
 from callpool.workers.model_server import EXIT_FAILED, Failed, Ready, Report, decode_report, serve
 
 if TYPE_CHECKING:
@@ -96,6 +96,11 @@ def test_options_out_of_range_are_refused_by_name(field: str, value: int) -> Non
     with pytest.raises(BadInput, match=f"{field} is {value}") as caught:
         ModelOptions(path="x.gguf", **{field: value})  # type: ignore[arg-type]
     assert caught.value.param == field
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 2), (5, 4), (64, 4)])
+def test_a_core_is_left_for_the_others(cores: int, threads: int) -> None:
+    assert threads_for(cores) == threads
 
 
 # Messages.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FRAMES = 12
 """Drawings a second."""
 
-SIDE = 26
+SIDE = 27
 """Columns beside the text: client, state and the gaps."""
 
 STYLES = {
@@ -73,7 +73,7 @@ class RowScreen:
         """`lines` is how many lines of the end of each text to show; None shows the prompt and all of the text."""
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(width=8)
-        table.add_column(width=14)
+        table.add_column(width=15)
         table.add_column(ratio=1)
         width = max(20, self.console.width - SIDE)
         for seat in seats:
@@ -90,5 +90,5 @@ def _with_prompt(seat: Seat, text: Text) -> Group:
 
 def _state(seat: Seat) -> str:
     if seat.state is State.DONE:
-        return f"{seat.tokens} in {seat.seconds:.1f} s"
+        return f"{seat.tokens} tok, {seat.seconds:.1f} s"
     return str(seat.state.value)

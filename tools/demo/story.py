@@ -57,7 +57,7 @@ def main(program: Sequence[str] = PROGRAM, client: Callable[[int], list[str]] = 
     except TimeoutError:
         _complain(f"the demo was not over after {DEADLINE:.0f} s\n{supervisor.last_log_lines()}")
     except KeyboardInterrupt:
-        _complain("interrupted; stopping everything that was started")
+        _complain("interrupted; everything that was started is being stopped")
         status = EXIT_INTERRUPTED
     finally:
         if left := supervisor.clear_away():
@@ -111,7 +111,7 @@ class Story:
             text = await self.supervisor.command("status")
             await self.supervisor.status()
             self._step(3, "`callpool status`, in the middle of it:")
-            self.screen.say(text.rstrip() + "\n")
+            self.screen.say(f"{text.rstrip()}\n\n")
 
         return await self._perform([Seat(number, prompt) for number, prompt in enumerate(PROMPTS, 1)], look)
 
@@ -154,5 +154,6 @@ class Story:
         self.screen.say(
             f"\n{len(eight.seats)} answers, {eight.peak} of them growing at once: {tokens} tokens in {answering:.1f} s "
             f"({tokens / answering:.0f} a second).\n"
-            f"1 answer of {last.tokens} tokens finished during the drain. Nothing is left. It all took {seconds:.1f} s."
+            f"1 more answer of {last.tokens} tokens finished during the drain.\n"
+            f"Nothing is left of it. It took {seconds:.1f} s."
         )

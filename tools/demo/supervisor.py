@@ -43,6 +43,9 @@ COMMAND_TIMEOUT = 60.0
 DRAIN_TIMEOUT = 45.0
 """Seconds for the drain: the supervisor's own `shutdown_timeout` of 30, and some for its end."""
 
+END_GRACE = 5.0
+"""Seconds that a supervisor gets to end when the demo has failed or was interrupted."""
+
 LOG_LINES = 20
 """Lines of each log that a failure shows."""
 
@@ -153,12 +156,16 @@ class Supervisor:
         return found
 
     def clear_away(self) -> set[psutil.Process]:
-        """After a failure: kill what is left, all of it started by this demo. Returns what was found."""
+        """End what still runs, all of it started by this demo. Returns what did not end in order and had to be killed."""
+        if self._process is not None and _runs(self._process):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+                self._process.terminate()  # its clients are gone, so the drain has nothing to wait for
+                self._process.wait(END_GRACE)
         left = self.left_over()
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, timeout=5.0)
+        psutil.wait_procs(left, timeout=END_GRACE)
         return left
 
     def last_log_lines(self) -> str:

@@ -21,8 +21,9 @@ from callpool.tools.testing.fake_server import FakeProvider
 def parser() -> argparse.ArgumentParser:
     """The options; their defaults are those of `FakeProvider`."""
     options = argparse.ArgumentParser(
-        prog="callpool.tools.testing.fake_provider", description="An LLM provider on loopback that keeps limits and
-        fails on order. Prints one JSON line with base_url and " "pid when it is ready. Ends on SIGTERM and SIGINT.",
+        prog="callpool.tools.testing.fake_provider",
+        description="An LLM provider on loopback that keeps limits and fails on order. Prints one JSON line with base_url "
+        "and pid when it is ready. Ends on SIGTERM and SIGINT.",
     )
     options.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1; 0 takes a free one (default)")
     options.add_argument(

@@ -57,9 +57,10 @@ class FakeProviderProcess:
         port: int = 0,
     ) -> None:
         self._folder = None if log_path is not None else tempfile.TemporaryDirectory(prefix="callpool-fake-")
-        self._log_path = Path(log_path) if log_path is not None else Path(self._folder.name, "calls.jsonl")  # type:
-        ignore[union-attr] self._reader = LogReader(self._log_path) self._final: list[CallRecord] | None = None options
-        = {
+        self._log_path = Path(log_path) if log_path is not None else Path(self._folder.name, "calls.jsonl")  # type: ignore[union-attr]
+        self._reader = LogReader(self._log_path)
+        self._final: list[CallRecord] | None = None
+        options = {
             "--dialect": dialect,
             "--delay": delay,
             "--chunks": chunks,

@@ -157,6 +157,8 @@ def _request_failed(error: Exception) -> ConnectionFailed:
         hopeless = isinstance(error, aiohttp.ClientSSLError | aiohttp.InvalidURL)
         return ConnectionFailed("connect", describe(error), retryable=not hopeless)
     if isinstance(error, aiohttp.ClientResponseError):
-        # A head that is no HTTP, or one beyond the parser's limits (8 KB a line).
-        return ConnectionFailed("request", f"what came back is not HTTP as we accept it: {error.message}")
+        # A head that is no HTTP, or one beyond the parser's limits (8 KB a line). After a colon the parser quotes what it
+        # read, which may be somebody's answer: that has no place in an error.
+        kind = error.message.partition(":")[0]
+        return ConnectionFailed("request", f"what came back is not HTTP as we accept it ({kind})")
     return ConnectionFailed("request", describe(error))

@@ -42,6 +42,10 @@ CLOSING_WAIT = 0.1
 
 DONE = b"[DONE]"
 
+NO_STREAM = ("application/json", "text/html")
+"""Content types of what is no stream though one was asked for: services that cannot, and gateways' pages. Anything else is
+read as events, because some services name their streams wrongly."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -82,7 +86,7 @@ class OpenAICompatible:
             async with await self._connections.post(self._url, body) as reply:
                 if not 200 <= reply.status < 300:
                     failure = await self._refused(call, reply)
-                elif joined is None or reply.content_type == "application/json":  # some services ignore `stream`
+                elif joined is None or reply.content_type in NO_STREAM:
                     return await self._read_plain(call, reply, progress)
                 else:
                     return await self._read_stream(call, reply, joined, progress)

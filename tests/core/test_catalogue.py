@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import msgspec
+import pytest
+
+from callpool.manager.core.catalogue import MAX_TIMEOUT, Catalogue, ProviderEntry, refuse_timeout
+from callpool.manager.core.faults import Fault
+from callpool.manager.core.messages import Submit
+
+NO_KEY = Fault(code="credential_missing", message="no key")
+CATALOGUE = Catalogue(
+    providers={
+        "kimi": ProviderEntry(timeout=30.0, limit=5, models={"kimi-k3": 120.0, "kimi-fast": 10.0}),
+        "open": ProviderEntry(timeout=20.0, limit=5, models={"big": 60.0}, any_model=True),
+        "keyless": ProviderEntry(timeout=20.0, limit=5, models={"m": 1.0}, refusal=NO_KEY),
+        "empty": ProviderEntry(timeout=20.0, limit=5),
+    },
+    max_metadata_size=100,
+    max_payload_size=10,
+)
+GOOD = Submit("req_1", "kimi", "kimi-k3", b"{}")
+
+
+def refusal(**changes: Any) -> Fault | None:
+    return CATALOGUE.refuse(msgspec.structs.replace(GOOD, **changes))
+
+
+def test_a_good_request_passes() -> None:
+    assert CATALOGUE.refuse(GOOD) is None
+
+
+@pytest.mark.parametrize("good", ["a", "req_9", "A-Z_09", "x" * 64])
+def test_ids_that_pass(good: str) -> None:
+    assert refusal(request_id=good) is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param("x\n2026-01-01 ERROR fake", id="B21"),
+        pytest.param("../../etc/passwd", id="B25"),
+        pytest.param("/etc/passwd", id="B26"),
+        pytest.param("a\0b", id="B27"),
+        pytest.param("x" * 256, id="B28"),
+        pytest.param("x" * 65, id="B28-65"),
+        pytest.param("", id="B29-empty"),
+        pytest.param(".", id="B29-dot"),
+        pytest.param("..", id="B29-dots"),
+        pytest.param("abc\n", id="B30"),
+        pytest.param("é", id="letter-outside-ascii"),
+        pytest.param("٣", id="digit-outside-ascii"),
+        pytest.param("a b", id="space"),
+    ],
+)
+def test_ids_that_are_refused(bad: str) -> None:
+    fault = refusal(request_id=bad)
+    assert fault is not None
+    assert (fault.code, fault.param) == ("bad_input", "request_id")
+    assert fault.message.isprintable()
+    assert len(fault.message) < 400
+
+
+@pytest.mark.parametrize("good", [None, 0.001, 1, 30.0, MAX_TIMEOUT])
+def test_timeouts_that_pass(good: float | None) -> None:
+    assert refusal(timeout=good) is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(float("nan"), id="B36-nan"),
+        pytest.param(float("inf"), id="inf"),
+        pytest.param(float("-inf"), id="-inf"),
+        pytest.param(-5, id="B37-negative"),
+        pytest.param(0, id="B37-zero"),
+        pytest.param(-0.0, id="minus-zero"),
+        pytest.param(1e20, id="B37-1e20"),
+        pytest.param(MAX_TIMEOUT + 1, id="a-day-and-a-second"),
+        pytest.param("30", id="B37-text"),
+        pytest.param("1_000", id="B37-underscore"),
+        pytest.param("٣", id="B37-arabic"),
+        pytest.param(True, id="bool"),
+        pytest.param([30], id="list"),
+        pytest.param(10**400, id="int-beyond-float"),
+        pytest.param(10**5_000, id="int-beyond-str"),
+    ],
+)
+def test_timeouts_that_are_refused(bad: Any) -> None:
+    fault = refusal(timeout=bad)
+    assert fault is not None
+    assert (fault.code, fault.param) == ("bad_input", "timeout")
+    assert "timeout" in fault.message
+    assert len(fault.message) < 400
+
+
+def test_a_refused_timeout_is_named_as_its_caller_calls_it() -> None:
+    fault = refuse_timeout(-1, "timeout_seconds")
+    assert fault is not None
+    assert fault.param == "timeout_seconds"
+    assert "86400" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message", "hint"),
+    [
+        ({"provider": "kimmi"}, "unknown_provider", "unknown provider 'kimmi'", "did you mean 'kimi'?"),
+        ({"provider": "zzz"}, "unknown_provider", "unknown provider 'zzz'", "known: empty, keyless, kimi, open"),
+        (
+            {"model": "kimi-k4"},
+            "unknown_model",
+            "unknown model 'kimi-k4' of provider 'kimi'",
+            "did you mean 'kimi-k3'?",
+        ),
+        ({"model": "zzz"}, "unknown_model", "unknown model 'zzz' of provider 'kimi'", "known: kimi-fast, kimi-k3"),
+        ({"provider": "empty"}, "unknown_model", "unknown model 'kimi-k3' of provider 'empty'", "known: none"),
+    ],
+)
+def test_unknown_names_come_with_the_nearest(changes: dict[str, str], code: str, message: str, hint: str) -> None:
+    fault = refusal(**changes)
+    assert fault is not None
+    assert (fault.code, fault.message, fault.hint) == (code, message, hint)
+    assert fault.param == code.removeprefix("unknown_")
+
+
+def test_a_huge_unknown_name_is_not_compared_with_every_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison takes a second for a name of 8 MB, and the supervisor makes it under its lock."""
+    compared: list[str] = []
+
+    def nearest(name: str, names: list[str], n: int) -> list[str]:
+        compared.append(name)
+        return names[:n]
+
+    monkeypatch.setattr(difflib, "get_close_matches", nearest)
+    fault = refusal(provider="kimi" * 2_000_000)
+    assert fault is not None
+    assert len(fault.message) < 200
+    assert all(len(name) <= 256 for name in compared)
+
+
+def test_an_open_provider_takes_any_model() -> None:
+    assert refusal(provider="open", model="whatever") is None
+
+
+def test_an_account_that_cannot_serve_says_why() -> None:
+    assert refusal(provider="keyless", model="m") is NO_KEY
+
+
+def test_a_payload_over_the_limit_is_refused_with_both_figures() -> None:
+    assert refusal(payload=b"x" * 10) is None
+    fault = refusal(payload=b"x" * 11)
+    assert fault is not None
+    assert fault.details == {"size": 11, "limit": 10}
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({"timeout": 7.0}, 7.0),
+        ({}, 120.0),
+        ({"provider": "open", "model": "big"}, 60.0),
+        ({"provider": "open", "model": "other"}, 20.0),
+    ],
+)
+def test_the_request_wins_over_the_model_and_the_model_over_the_provider(
+    changes: dict[str, Any], seconds: float
+) -> None:
+    assert CATALOGUE.timeout_for(msgspec.structs.replace(GOOD, **changes)) == seconds
+
+
+def test_a_catalogue_crosses_a_process_border() -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(CATALOGUE), type=Catalogue) == CATALOGUE

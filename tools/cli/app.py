@@ -1,0 +1,84 @@
+"""The commands, and what holds for all of them: parsing, errors, exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from callpool import errors
+from callpool.tools.cli import failures, terminal
+from callpool.tools.cli.chat import chat
+from callpool.tools.cli.check import check
+from callpool.tools.cli.start import start
+from callpool.tools.cli.status import show, status, workers
+from callpool.tools.cli.stop import stop
+from callpool.tools.cli.submit import submit
+from callpool.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HELP = "One supervisor for every LLM call made on this machine: start it, submit to it, look at it, stop it."
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    if asked:
+        terminal.write(f"callpool {__version__}\n")
+        raise typer.Exit
+
+
+def _root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
+def build() -> typer.Typer:
+    """The program as typer knows it."""
+    app = typer.Typer(help=_HELP, no_args_is_help=True, context_settings=_SETTINGS, pretty_exceptions_enable=False)
+    app.callback(help=_HELP)(_root)
+    for command in (start, submit, chat, show, status, workers, stop):
+        app.command()(command)
+    config = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+    config.command()(check)
+    app.add_typer(config, name="config")
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit status. Tells every error, and lets none out."""
+    terminal.prepare()
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    as_json = "--json" in options
+    try:
+        status_ = typer.main.get_command(build()).main(list(arguments), prog_name="callpool", standalone_mode=False)
+        terminal.flush()
+    except terminal.ReaderGone:
+        return _end_as_by_sigpipe()
+    except errors.CallpoolError as error:
+        return failures.tell(error, as_json=as_json)
+    except typer.TyperException as error:
+        return failures.tell_usage(error, as_json=as_json)
+    except typer.Abort:
+        return failures.tell_usage(typer.TyperException("the input ended"), as_json=as_json)
+    except OSError as error:
+        terminal.drop_output()
+        return failures.tell_system(error, as_json=as_json)
+    except Exception as error:  # noqa: BLE001 - the last resort: a defect is told in one line, too
+        return failures.tell_defect(error, as_json=as_json)
+    return int(status_ or 0)
+
+
+def _end_as_by_sigpipe() -> int:
+    """End the way every Unix tool ends in `… | head`, so that a shell's `pipefail` reads it the same."""
+    terminal.drop_output()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+    return 128 + signal.SIGPIPE

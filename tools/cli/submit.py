@@ -1,0 +1,142 @@
+"""`callpool submit`: one request, from the prompt to the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from callpool import errors
+from callpool.manager.exits import Exit
+from callpool.tools.cli import failures, terminal
+from callpool.tools.cli.options import (
+    Address,
+    AsJson,
+    Metadata,
+    Model,
+    Parameters,
+    Provider,
+    System,
+    Timeout,
+    as_messages,
+    connect,
+    parse_metadata,
+    parse_parameters,
+    read_prompt,
+)
+
+if TYPE_CHECKING:
+    from callpool.manager.handle import Handle
+
+CANCEL_WAIT: Final = 10.0
+"""Seconds for the word that a cancelled request has ended; the supervisor gives up on a silent worker sooner."""
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")]
+RequestId = Annotated[str | None, typer.Option("--request-id", metavar="ID", help="An id of your own for the request.")]
+
+
+def submit(
+    prompt: Prompt,
+    *,
+    provider: Provider,
+    model: Model,
+    stream: Stream = False,
+    timeout: Timeout = None,
+    request_id: RequestId = None,
+    metadata: Metadata = None,
+    param: Parameters = None,
+    system: System = None,
+    as_json: AsJson = False,
+    address: Address = None,
+) -> int:
+    """Submit one request and print its answer.
+
+    The request's id comes first, on standard error, so that standard output is the answer alone; with --json it is a field.
+    Ctrl-C cancels the request at the provider. Exit status: 0 answered, 1 error, 3 timed out, cancelled or interrupted.
+    """
+    messages = as_messages(system, {"role": "user", "content": read_prompt(prompt)})
+    extra, kept = parse_parameters(param), parse_metadata(metadata)
+    with connect(address) as client:
+        handle = client.submit(
+            provider=provider,
+            model=model,
+            messages=messages,
+            stream=stream,
+            request_id=request_id,
+            timeout=timeout,
+            metadata=kept,
+            **extra,
+        )
+        try:
+            _announce(handle, as_json=as_json, stream=stream)
+            if as_json:
+                _print_json(handle, stream=stream)
+            else:
+                print_text(handle)
+        except KeyboardInterrupt:
+            return _cancel(handle, as_json=as_json)
+        except errors.ConnectionLost as error:
+            raise in_doubt(error) from None
+    return Exit.OK
+
+
+def print_text(handle: Handle) -> dict[str, Any]:
+    """Print an answer's text as it comes, and return the answer. Raises like `Handle.result`."""
+    last = ""
+    try:
+        for piece in handle:
+            terminal.write(terminal.safe(piece))
+            last = piece or last
+    finally:
+        if last and not last.endswith("\n"):
+            terminal.write("\n")
+    answer = handle.result()
+    if not answer["content"]:
+        calls = len(answer.get("tool_calls") or ())
+        terminal.say(f"callpool: the answer has no text{f', but {calls} tool calls: see --json' if calls else ''}")
+    return answer
+
+
+def in_doubt(error: errors.ConnectionLost) -> errors.RequestInterrupted:
+    """The error of a request whose supervisor went away while it was under way."""
+    return errors.RequestInterrupted(
+        f"{error.message} before the request had ended",
+        hint="it may have been billed: submit it again if that is all right",
+    )
+
+
+def cancel(handle: Handle) -> errors.CallpoolError | None:
+    """End a request at its provider and wait for the word that it has ended: its error, or None if the answer was faster."""
+    handle.cancel()
+    error = handle.exception(timeout=CANCEL_WAIT)
+    if error is not None and not isinstance(error, errors.CallpoolError):
+        raise error
+    return error
+
+
+def _announce(handle: Handle, *, as_json: bool, stream: bool) -> None:
+    if as_json and stream:
+        terminal.write_json({"request_id": handle.request_id})
+    elif not as_json:
+        terminal.say(f"request {handle.request_id}")
+
+
+def _print_json(handle: Handle, *, stream: bool) -> None:
+    if not stream:
+        terminal.write_json({"request_id": handle.request_id, **handle.result()})
+        return
+    for piece in handle:
+        terminal.write_json({"chunk": str(piece)})
+    terminal.write_json({"result": {"request_id": handle.request_id, **handle.result()}})
+
+
+def _cancel(handle: Handle, *, as_json: bool) -> Exit:
+    error = cancel(handle)
+    if error is not None and as_json:
+        failures.tell(error, as_json=True)
+    elif error is not None:
+        terminal.say(f"callpool: {handle.request_id}: {terminal.one_line(error.message)}")
+    else:
+        terminal.say(f"callpool: {handle.request_id} had ended before it could be cancelled")
+    return Exit.INTERRUPTED

@@ -1,0 +1,276 @@
+"""How facts look to a person: tables of 80 columns, with colours where the terminal takes them."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from callpool.tools.cli import processes, terminal
+from callpool.tools.cli.figures import bar, byte_size, counted, span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from rich.console import RenderableType
+
+_STATE_STYLES = {
+    "running": "green",
+    "up": "green",
+    "starting": "yellow",
+    "draining": "yellow",
+    "stuck": "red",
+    "down": "red",
+    "completed": "green",
+    "error": "red",
+    "timeout": "red",
+    "cancelled": "yellow",
+    "interrupted": "red",
+    "missing": "red",
+    "set": "green",
+}
+
+
+def show_status(facts: dict[str, Any]) -> None:
+    """The answer of `Client.status`."""
+    head = Text.assemble(
+        (f"callpool {facts['version']}", "bold"), "   ", _state(facts["state"]),
+        f"   pid {facts['pid']}   up {span(facts['uptime_seconds'])}",
+    )  # fmt: skip
+    parts = [head, _text(facts["address"]), _pool(facts), _titled("Workers", _workers(facts["workers"]))]
+    if facts["accounts"]:
+        parts.append(_titled("Accounts", _accounts(facts["accounts"])))
+    if facts["model_servers"]:
+        parts.append(_titled("Model servers", _model_servers(facts["model_servers"])))
+    _print(*parts)
+
+
+def show_workers(rows: list[dict[str, Any]]) -> None:
+    """The workers of `Client.status`."""
+    _print(_workers(rows))
+
+
+def show_record(record: dict[str, Any]) -> None:
+    """The answer of `Client.show`."""
+    fields = _fields()
+    fields.add_row("request", _text(record["request_id"]))
+    fields.add_row("state", _state(record["state"]))
+    fields.add_row("model", _text(f"{record['provider']}/{record['model']}"))
+    fields.add_row("session", _text(record["session_id"]))
+    fields.add_row("client", _text(record["client"]))
+    fields.add_row("attempt", f"{record['attempt']}, worker {_or_dash(record['worker'])}")
+    fields.add_row("limits", f"{record['timeout']:g} s for the call")
+    fields.add_row("metadata", counted(record["metadata_bytes"], "byte"))
+    fields.add_row("duration", f"{record['duration']:.3f} s")
+    if record["phases"]:
+        began = time.localtime(record["phases"][0]["at"])
+        fields.add_row("received", time.strftime("%Y-%m-%d %H:%M:%S", began))
+    if record["fault"]:
+        fields.add_row("error", _text(f"{record['fault']['code']}: {record['fault']['message']}"))
+    _print(fields, _phases(record["phases"]))
+
+
+def show_drain(report: dict[str, Any]) -> None:
+    """The drain report: what became of the requests, and the six shutdown figures."""
+    counts = ("finished", "parked", "cancelled", "interrupted")
+    styles = {"cancelled": "yellow", "interrupted": "red"}
+    fields = _fields()
+    for name in counts:
+        fields.add_row(name, Text(str(report[name]), styles.get(name, "green") if report[name] else ""))
+    figures = _fields()
+    for name, value in report.items():
+        if name not in counts:
+            shown = f"{value:.3f} s" if name == "shutdown_duration" else str(value)
+            figures.add_row(_text(name), "yes" if value is True else "no" if value is False else shown)
+    _print(Text(f"drained in {report['shutdown_duration']:.2f} s", style="bold"), fields, Text(), figures)
+
+
+def show_config(path: str | None, facts: dict[str, Any]) -> None:
+    """The answer of `callpool.manager.config.describe`, and the file that it came from."""
+    source = Text("no configuration file: these are the defaults") if path is None else _text(f"{path} is good")
+    fields = _fields()
+    for name, value in facts["supervisor"].items():
+        fields.add_row(_text(name), _text(f"{value:g}" if isinstance(value, float) else str(value)))
+    parts: list[RenderableType] = [Text(source.plain, style="bold"), _titled("[supervisor]", fields)]
+    parts += [_titled(f"[providers.{name}]", _provider(provider)) for name, provider in facts["providers"].items()]
+    if not facts["providers"]:
+        parts.append(Text("\nno provider is configured: nothing can be submitted", style="yellow"))
+    _print(*parts)
+
+
+@contextmanager
+def live_line() -> Iterator[Callable[[str], None]]:
+    """A moving line on standard error while the block runs; yields what changes its text."""
+    console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
+    spinner = Spinner("dots" if _is_unicode(sys.stderr) else "line", text="")
+    with Live(spinner, console=console, transient=True, redirect_stdout=False, redirect_stderr=False):
+        yield lambda text: spinner.update(text=Text(text, no_wrap=True, overflow="ellipsis"))
+
+
+def drain_line(status: dict[str, Any], elapsed: float, timeout: float | None) -> str:
+    """How far a drain is, in a line."""
+    sessions, queue = status["sessions"]["active_sessions"], status["queue"]["requests"]
+    left = f"{elapsed:.0f} s so far" if timeout is None else f"{max(0.0, timeout - elapsed):.0f} s left"
+    return f"{status['state']}: {sessions} active, {queue} queued, {left}"
+
+
+# Parts.
+
+
+def _pool(facts: dict[str, Any]) -> RenderableType:
+    sessions, queue = facts["sessions"], facts["queue"]
+    fields = _fields()
+    ended = [
+        f"{sessions[f'total_sessions_{outcome}']} {outcome}"
+        for outcome in ("completed", "error", "timeout", "cancelled", "interrupted")
+    ]
+    fields.add_row(
+        "sessions", f"{sessions['active_sessions']} active, {sessions['peak_concurrent_sessions']} at the peak"
+    )
+    fields.add_row("ended", ", ".join(ended))
+    clients = counted(facts["clients_with_requests"], "client")
+    fields.add_row("queue", f"{counted(queue['requests'], 'request')}, {byte_size(queue['bytes'])}; {clients} waiting")
+    return Padding(fields, (1, 0, 0, 0))
+
+
+def _workers(rows: Iterable[dict[str, Any]]) -> Table:
+    table = _columns("id", "pid", "state", "active", "restarts", "memory", note="note")
+    for row in rows:
+        memory = processes.memory_of(row["pid"])
+        table.add_row(
+            str(row["id"]),
+            _or_dash(row["pid"]),
+            _state(row["state"]),
+            str(row["active"]),
+            str(row["restarts"]),
+            "-" if memory is None else byte_size(memory),
+            _text(f"last one {row['last_death']}" if row["last_death"] else ""),
+        )
+    return table
+
+
+def _accounts(rows: Iterable[dict[str, Any]]) -> Table:
+    table = _columns("name", "active", "", "queued", note="note")
+    for row in rows:
+        gauge = bar(row["active"], row["limit"], unicode=_is_unicode(sys.stdout))
+        full = row["active"] >= row["limit"]
+        table.add_row(
+            _text(row["name"]),
+            f"{row['active']}/{row['limit']}",
+            Text(gauge, style="yellow" if full else "green"),
+            str(row["queued"]),
+            Text(terminal.one_line(f"closed: {row['closed']}" if row["closed"] else ""), style="yellow"),
+        )
+    return table
+
+
+def _model_servers(rows: Iterable[dict[str, Any]]) -> Table:
+    table = _columns("provider", "pid", "state", "restarts", "memory")
+    for row in rows:
+        memory = processes.memory_of(row["pid"])
+        table.add_row(
+            _text(row["provider"]),
+            _or_dash(row["pid"]),
+            _state(row["state"]),
+            str(row["restarts"]),
+            "-" if memory is None else byte_size(memory),
+        )
+    return table
+
+
+def _phases(phases: list[dict[str, Any]]) -> Table:
+    """Each phase with the time since the request was received, and how long it lasted."""
+    table = _columns("phase", "after", "until next")
+    ends = [phase["after_seconds"] for phase in phases[1:]] + [None]
+    for phase, end in zip(phases, ends, strict=True):
+        after = phase["after_seconds"]
+        table.add_row(_text(phase["phase"]), f"{after:.3f} s", "" if end is None else f"{end - after:.3f} s")
+    return table
+
+
+def _provider(provider: dict[str, Any]) -> Table:
+    fields = _fields()
+    for name, value in provider.items():
+        if name == "key":
+            fields.add_row("key", _key(value))
+        elif name == "models":
+            for model, settings in value.items():
+                shown = ", ".join(f"{field} {setting!r}" for field, setting in settings.items())
+                fields.add_row("model", _text(f"{model}: {shown}"))
+        elif value is not None:
+            fields.add_row(_text(name), _text(f"{value:g}" if isinstance(value, float) else str(value)))
+    return fields
+
+
+def _key(key: dict[str, Any]) -> Text:
+    source = "" if key["source"] == "none" else f" ({key['source']})"
+    return Text.assemble(_state(key["state"]), _text(source))
+
+
+# Pieces.
+
+
+def _print(*parts: RenderableType) -> None:
+    """Render for standard output, and write in one piece: a reader that goes away is then noticed in one place."""
+    coloured = terminal.has_colour(sys.stdout)
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=shutil.get_terminal_size().columns,
+        force_terminal=coloured,
+        color_system="standard" if coloured else None,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    console.print(Group(*parts))
+    terminal.write("".join(line.rstrip() + "\n" for line in out.getvalue().splitlines()))
+
+
+def _columns(*names: str, note: str | None = None) -> Table:
+    """A table without lines. Names that hold numbers are to the right; a `note` column takes what is left."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    numeric = {"active", "queued", "restarts", "memory", "after", "until next"}
+    for name in names:
+        table.add_column(name, justify="right" if name in numeric else "left", no_wrap=name in numeric, overflow="fold")
+    if note is not None:
+        table.add_column(note, overflow="fold")
+    return table
+
+
+def _fields() -> Table:
+    """Names and values."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _titled(title: str, table: Table) -> RenderableType:
+    return Group(Text(f"\n{terminal.one_line(title)}", style="bold"), Padding(table, (0, 0, 0, 2)))
+
+
+def _text(text: str) -> Text:
+    return Text(terminal.one_line(text))
+
+
+def _state(state: str) -> Text:
+    return Text(terminal.one_line(state), style=_STATE_STYLES.get(state, ""))
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _is_unicode(stream: Any) -> bool:
+    return (getattr(stream, "encoding", None) or "ascii").lower().startswith("utf")
