@@ -43,8 +43,15 @@ def eventually(look: Callable[[], T], *, within: float = HANG, why: str = "") ->
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run. A zombie does not run any more: it waits for its parent, which may be the test."""
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    """Those that still run. A zombie does not run any more: it waits for its parent, which may be the test or a slow init."""
+    return [each for each in processes if not _has_ended(each)]
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Running:
@@ -68,7 +75,7 @@ class Running:
             except psutil.NoSuchProcess:
                 continue
         self.reap()
-        psutil.wait_procs(family, timeout=5.0)
+        eventually(lambda: not alive(family), why="killed processes live on")
 
     def family(self) -> list[psutil.Process]:
         """The supervisor and its descendants, as they are now."""

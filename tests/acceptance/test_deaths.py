@@ -66,7 +66,7 @@ def test_a_call_that_had_not_started_is_made_by_another_worker() -> None:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         assert [handle.result(HANG)["content"] for handle in handles] == ["hello"] * 10
-        assert {client.show(handle.request_id)["attempt"] for handle in handles} == {2}
+        assert {client.show(handle.request_id)["attempt"] for handle in handles} <= {2, 3}, "3: it met the other victim too"
 
 
 @pytest.mark.parametrize("fault", ["crash", "exit"])

@@ -69,7 +69,7 @@ def test_the_life_of_a_request() -> None:
     assert b.state("r1") == "allocated"
     assert b.start("r1") == []
     assert b.state("r1") == "processing"
-    assert to_clients(b.do(Reported(1, Piece("r1", 1, b"p")))) == [Chunk("r1", b"p")]
+    assert to_clients(b.do(Reported(1, Piece("r1", b.holder("r1")[1], b"p")))) == [Chunk("r1", b"p")]
     b.time += 2.0
     assert to_clients(b.finish("r1", body=b"answer")) == [Done("r1", "completed", "session_r1", 2.0, b"answer")]
     record = b.core.show("r1", Now(b.time, b.time))
@@ -195,7 +195,7 @@ def test_a_call_that_had_begun_is_in_doubt_and_is_never_made_again() -> None:
 def test_a_start_that_was_in_the_pipe_counts() -> None:
     b = bench(workers=2)
     b.submit("r1")
-    b.do(Reported(1, Started("r1", 1)))  # read from the dead worker's pipe before its end is applied
+    b.do(Reported(1, Started("r1", b.holder("r1")[1])))  # read from the dead worker's pipe before its end is applied
     assert done(b.do(WorkerDown(1, "was killed"))).state == "interrupted"
 
 
@@ -312,7 +312,7 @@ def test_a_client_that_goes_away_ends_its_own_queued_and_active_requests_only() 
 # Late words.
 
 
-@pytest.mark.parametrize("report", [Started"r1", Piece("r1", 1, b"p"), Finished("r1", 1, b"late")])
+@pytest.mark.parametrize("report", [Started("r1", 1), Piece("r1", 1, b"p"), Finished("r1", 1, b"late")])
 def test_what_is_said_of_an_ended_request_is_dropped(report: Started | Piece | Finished) -> None:
     b = bench()
     b.submit("r1")
@@ -358,7 +358,7 @@ def test_the_queue_is_bounded_and_says_so() -> None:
     fault = refused(b.submit("r3"))
     assert (fault.code, fault.details["waiting"], fault.details["limit"]) == ("queue_full", 2, 2)
     b.do(CancelAsked("c", "r1"))
-    assert to_clients(b.submit("r3")) == [Accepted("r3", 0)]
+    assert to_clients(b.submit("r3")) == [Accepted("r3", 1)]
 
 
 def test_the_queue_is_bounded_in_bytes_and_what_was_accepted_is_kept_beyond_it() -> None:

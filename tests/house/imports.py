@@ -30,6 +30,16 @@ def imports_of(tree: ast.AST, module: str, *, is_package: bool = False) -> Itera
             origin = absolute(node, module, is_package=is_package)
             for alias in node.names:
                 yield Import(node.lineno, f"{origin}.{alias.name}")
+        elif isinstance(node, ast.Call) and (name := imported_by_call(node)):
+            yield Import(node.lineno, name)
+
+
+def imported_by_call(node: ast.Call) -> str | None:
+    """The name in `importlib.import_module("name")`, the one other way that the house uses."""
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+    if called == "import_module" and node.args and isinstance(node.args[0], ast.Constant):
+        return str(node.args[0].value)
+    return None
 
 
 def absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:

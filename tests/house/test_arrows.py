@@ -126,6 +126,7 @@ def test_every_import_follows_the_arrows() -> None:
         ("callpool.manager.server", "from callpool.tools.cli import main"),
         ("callpool.manager.server", "import callpool"),
         ("callpool.manager.server", "import workers"),
+        ("callpool.workers.loop", "importlib.import_module('callpool.manager.service')"),
         ("callpool.workers.loop", "from callpool.manager.service import Service"),
         ("callpool.workers.loop", "from callpool.manager import journal"),
         ("callpool.workers.loop", "from callpool.manager.core.sessions import SessionTable"),

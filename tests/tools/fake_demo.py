@@ -22,7 +22,7 @@ def _say(tag: str, **fields: Any) -> None:
     print(json.dumps({"type": tag, **fields}), flush=True)
 
 
-def client(script: str, number: str) -> int:
+def client(script: str, number: str) -> int:  # noqa: C901 - a table of acts
     """SCRIPT is the path of a JSON file: for each client number, or `*`, a list of acts, each a list of words.
 
     `["connect"]`, `["wait"]` for the word to begin, `["piece", text]`, `["lock", path]` waits for a file's lock,
@@ -71,7 +71,7 @@ def callpool(command: str, *arguments: str) -> int:
             return 3
         home.mkdir()
         ready, says = os.pipe()
-        subprocess.Popen(  # noqa: S603
+        subprocess.Popen(
             [sys.executable, "-I", __file__, "daemon", str(says)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -82,7 +82,7 @@ def callpool(command: str, *arguments: str) -> int:
         if fault == "stray":  # a process whose parent ends before anybody has looked
             subprocess.Popen(
                 [sys.executable, "-I", __file__, "worker"], stdout=says, stderr=says, start_new_session=True
-            )  # noqa: S603
+            )
         os.close(says)
         os.read(ready, 1)
         return 0
@@ -100,7 +100,7 @@ def daemon(says: str) -> int:
     endings = (signal.SIGTERM,)
     signal.pthread_sigmask(signal.SIG_BLOCK, endings)
     bare = {name: value for name, value in os.environ.items() if name != "CALLPOOL_HOME"}
-    worker = subprocess.Popen([sys.executable, "-I", __file__, "worker"], env=bare)  # noqa: S603
+    worker = subprocess.Popen([sys.executable, "-I", __file__, "worker"], env=bare)
     (home / "pid").write_text(str(os.getpid()))
     (home / "supervisor.log").write_text("the last line of the log\n")
     os.write(int(says), b"1")

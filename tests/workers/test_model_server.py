@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-HANG = 60.0
+HANG = 30.0
 """Seconds after which a wait counts as a hang; nothing here takes more than a few."""
 
 

@@ -44,6 +44,8 @@ def tell(error: errors.CallpoolError, *, as_json: bool) -> Exit:
 
 def tell_usage(error: typer.TyperException, *, as_json: bool) -> int:
     """Print what is wrong with the command line; returns the exit status."""
+    if not error.format_message():  # without a command typer has printed the help, and that is all there is to say
+        return error.exit_code
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "callpool"
     _print("usage", error.format_message(), hint=f"see `{command} --help`", as_json=as_json)

@@ -12,7 +12,7 @@ import typer
 
 from callpool import errors
 from callpool.manager.exits import Exit
-from callpool.tools.cli import failures, processes, terminal
+from callpool.tools.cli import failures, terminal
 from callpool.tools.cli.options import Address, AsJson, connect, parse_seconds
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def stop(*, timeout: DrainTimeout = None, as_json: AsJson = False, address: Addr
     The command returns when the supervisor's process has ended. Ctrl-C leaves the drain going on.
     """
     parse_seconds(timeout)
+    from callpool.tools.cli import processes  # noqa: PLC0415 - psutil takes a while to import, and only this command needs it
+
     with connect(address) as client:
         pid: int = client.status()["pid"]
         process = processes.find(pid)

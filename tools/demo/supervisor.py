@@ -156,7 +156,7 @@ class Supervisor:
         return found
 
     def clear_away(self) -> set[psutil.Process]:
-        """End what still runs, all of it started by this demo. Returns what did not end in order and had to be killed."""
+        """End what still runs, all of it started by this demo. Returns what had to be killed for it."""
         if self._process is not None and _runs(self._process):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
                 self._process.terminate()  # its clients are gone, so the drain has nothing to wait for

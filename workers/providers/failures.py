@@ -62,6 +62,7 @@ class Refusal(msgspec.Struct, frozen=True):
 def refused(preset: Preset, call: Call, refusal: Refusal, partial: str | None = None) -> ProviderError:
     """The error of a refusal: by the provider's own code where the preset knows it, else by the HTTP status."""
     verdict, code = _judge(preset, refusal)
+    code = clean(code, 80) if code else None
     note = f"HTTP {refusal.status}, {code}" if code else f"HTTP {refusal.status}"
     text = f"provider {call.provider!r} {_DID.get(verdict.error, 'failed')} ({note})"
     return verdict.error(
@@ -138,7 +139,7 @@ def read_refusal(body: bytes, status: int, retry_after: float | None) -> Refusal
 def find_refusal(body: dict[str, Any], status: int, retry_after: float | None = None) -> Refusal | None:
     """The error inside an object that should have been an answer or a chunk, or None where there is none."""
     error = body.get("error")
-    if isinstance(error, dict):
+    if isinstance(error, dict) and error:
         source, words = error, error.get("message")
     elif error:
         source, words = body, error
@@ -182,7 +183,7 @@ def _judge(preset: Preset, refusal: Refusal) -> tuple[Verdict, str | None]:
 def _codes(error: dict[str, Any]) -> tuple[str, ...]:
     """`code` (GLM's digits, OpenAI's words) before `type` (Moonshot's words, OpenAI's coarser ones)."""
     found = (error.get("code"), error.get("type"))
-    return tuple(clean(str(value), 80) for value in found if isinstance(value, (str, int)) and value)
+    return tuple(str(value) for value in found if isinstance(value, (str, int)) and value)
 
 
 def _partial(text: str | None) -> dict[str, str]:
