@@ -1,0 +1,1 @@
+"""The office: knows every request, owns every process."""

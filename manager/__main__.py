@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
             if os.fork():  # nothing is imported and no thread runs yet: the one place where a fork is safe
                 os._exit(0)
         case _:
-            print("this is the supervisor's own process: use `callpool start`", file=sys.stderr)
+            sys.stderr.write("this is the supervisor's own process: use `callpool start`\n")
             return 2
     from callpool.manager.daemon import run  # noqa: PLC0415 - after the fork, and a wrong call needs none of it
 

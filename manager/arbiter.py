@@ -21,7 +21,6 @@ import socket
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
 import multiprocess
 
 from callpool.manager import wire
@@ -184,12 +183,14 @@ class Arbiter:
         # A signal between fork and exec would find our handlers in the child: it is blocked until the worker ignores it.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            process = self._context.Process(target=self._target, args=tuple(self._arguments(slot.number, theirs)), name=name)
+            process = self._context.Process(
+                target=self._target, args=tuple(self._arguments(slot.number, theirs)), name=name
+            )
             process.daemon = True
             process.start()
         except OSError as error:
             ours.close()
-            log.error("cannot spawn worker %s: %s", slot.number, error)
+            log.error("cannot spawn worker %s: %s", slot.number, error)  # noqa: TRY400 - the system's fault, not the code's
             self._plan_respawn(slot, f"could not be spawned: {error}")
             return
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -49,7 +50,7 @@ def memory_file(name: str, content: bytes) -> int:
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
     else:
         descriptor, path = tempfile.mkstemp(prefix="callpool-")
-        os.unlink(path)
+        Path(path).unlink()
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]

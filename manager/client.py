@@ -11,7 +11,8 @@ import msgspec
 
 from callpool.manager.channel import Channel
 from callpool.manager.core.catalogue import Catalogue
-from callpool.manager.core.messages import Accepted, Ask, Cancel, Chunk, Done, Rejected, Reply
+from callpool.manager.core.messages import Accepted, Ask, Cancel, Chunk, Done, Grant, Rejected, Reply
+from callpool.manager.core.states import State
 from callpool.manager.errors import ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.handle import Handle
 from callpool.manager.payload import build_submit
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from callpool.manager.core.faults import Fault
     from callpool.manager.core.messages import ClientEvent
 
 ANSWER_DEADLINE = 30.0
@@ -122,19 +124,23 @@ class Client:
 
     def status(self) -> dict[str, Any]:
         """State, workers, accounts, sessions and queue of the supervisor."""
-        return self.ask("status")
+        answer: dict[str, Any] = self.ask("status")
+        return answer
 
     def show(self, request_id: str) -> dict[str, Any]:
         """The record of a live or recent request, with its phases. Raises UnknownRequest."""
-        return self.ask("show", request_id=request_id)
+        answer: dict[str, Any] = self.ask("show", request_id=request_id)
+        return answer
 
     def cancel(self, request_id: str) -> dict[str, Any]:
         """End any request of any client, as the operator: `{cancelling, state}`. Raises UnknownRequest."""
-        return self.ask("cancel", request_id=request_id)
+        answer: dict[str, Any] = self.ask("cancel", request_id=request_id)
+        return answer
 
     def drain(self, timeout: float | None = None, *, wait: float | None = None) -> dict[str, Any]:
         """Drain the supervisor and end it; returns the drain report. `wait` bounds the wait for it, in seconds."""
-        return self.ask("drain", _wait=wait, timeout=timeout)
+        answer: dict[str, Any] = self.ask("drain", _wait=wait, timeout=timeout)
+        return answer
 
     def ask(self, verb: str, *, _wait: float | None = ANSWER_DEADLINE, **arguments: Any) -> Any:
         """Call a verb of the service. Raises its error, or ConnectionLost after `_wait` seconds without an answer."""
@@ -161,36 +167,36 @@ class Client:
         self._check_process()
         self._channel.send(Cancel(request_id))
 
-    def state_of(self, handle: Handle) -> str:
-        """The state of a request that has not ended, from the supervisor."""
-        state: str = self.show(handle.request_id)["state"]
-        return state
+    def state_of(self, request_id: str) -> str:
+        """The state of a request, from the supervisor."""
+        return str(self.show(request_id)["state"])
 
     # From the reader thread.
 
     def _on_events(self, events: list[ClientEvent]) -> None:
         with self.lock:
             for event in events:
-                if type(event) is Reply:
+                if isinstance(event, Reply):
                     self._answer(event)
                 else:
                     self._tell_handle(event)
 
-    def _tell_handle(self, event: ClientEvent) -> None:
-        handle = self._handles.get(event.request_id)  # type: ignore[union-attr]
+    def _tell_handle(self, event: Accepted | Rejected | Chunk | Done | Grant) -> None:
+        if isinstance(event, Grant):
+            return  # places are not used by this client
+        handle = self._handles.get(event.request_id)
         if handle is None:
-            return  # ended by `_on_lost`, or an event of a later protocol
+            return  # ended by `_on_lost`
         if type(event) is Chunk:
-            handle._chunks.append(event.body)
-        elif type(event) is Done:
-            handle._accepted, handle._done = True, event
-            del self._handles[event.request_id]
+            handle.add_chunk(event.body)
         elif type(event) is Accepted:
-            handle._accepted, handle._position = True, event.position
-        elif type(event) is Rejected:
-            handle._done = event.fault
+            handle.accept(event.position)
+        elif type(event) is Done:
             del self._handles[event.request_id]
-        handle.wake()
+            handle.end(event)
+        elif type(event) is Rejected:
+            del self._handles[event.request_id]
+            handle.end(_ended(event.request_id, State.REJECTED, event.fault))
 
     def _answer(self, reply: Reply) -> None:
         question = self._asked.pop(reply.number, None)
@@ -204,8 +210,7 @@ class Client:
         with self.lock:
             self._lost = error
             for handle in self._handles.values():
-                handle._done = error.fault
-                handle.wake()
+                handle.end(_ended(handle.request_id, State.INTERRUPTED, error.fault))
             self._handles.clear()
             for question in self._asked.values():
                 question.error = from_fault(error.fault)
@@ -214,7 +219,9 @@ class Client:
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
-            raise ConnectionLost("this client belongs to the process that made it: call callpool.connect() in the child")
+            raise ConnectionLost(
+                "this client belongs to the process that made it: call callpool.connect() in the child"
+            )
 
 
 class _Question:
@@ -228,3 +235,7 @@ class _Question:
         self.value: Any = None
         self.error: Exception | None = None
 
+
+def _ended(request_id: str, state: State, fault: Fault) -> Done:
+    """The end of a request in the client's own words."""
+    return Done(request_id, state.value, None, 0.0, None, fault)

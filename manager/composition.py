@@ -31,9 +31,7 @@ def build_core(boot: Boot) -> Core:
     catalogue = build_catalogue(boot)
     return Core(
         catalogue=catalogue,
-        sessions=SessionTable(
-            max_concurrent=pool.max_concurrent_sessions, max_metadata_bytes=pool.max_metadata_size
-        ),
+        sessions=SessionTable(max_concurrent=pool.max_concurrent_sessions, max_metadata_bytes=pool.max_metadata_size),
         ledger=Ledger({name: entry.limit for name, entry in catalogue.providers.items()}),
         scheduler=Scheduler(max_requests=pool.max_queued_requests, max_bytes=pool.max_queued_bytes),
         history=History(pool.history_requests),

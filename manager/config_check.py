@@ -70,7 +70,7 @@ class _Walk:
         self._add(path, wanted("a table", value))
         return False
 
-    def _known_names(self, path: KeyPath, table: Mapping[str, Any], valid: Collection[str]) -> None:
+    def _known_names(self, path: KeyPath, table: Mapping[Any, Any], valid: Collection[str]) -> None:
         for name in table:
             if not isinstance(name, str):
                 self._add(path, f"names of keys are text, one is {type_name(name)}")

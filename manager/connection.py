@@ -156,9 +156,11 @@ class Connection(asyncio.Protocol):
         if ident == SERVICE_IDENT and method == OPEN_CHANNEL:
             self._on_frame = self._on_batch
         self._answer_later(
-            lambda: self._manager_call(method, arguments)
-            if ident is None
-            else self._service_call(ident, method, arguments, keywords),
+            lambda: (
+                self._manager_call(method, arguments)
+                if ident is None
+                else self._service_call(ident, method, arguments, keywords)
+            ),
             self._answer_lockstep,
         )
 
@@ -223,7 +225,7 @@ class Connection(asyncio.Protocol):
     def _manager_call(self, method: str, arguments: list[Any]) -> Any:
         """What a stock BaseManager and its proxies ask of the server itself. There is one object, and it stays."""
         match method, arguments:
-            case ("dummy" | "accept_connection" | "incref" | "decref"), _:
+            case (("dummy" | "accept_connection" | "incref" | "decref"), _):
                 return None
             case "create", [str(typeid)] if typeid == SERVICE_IDENT:
                 return SERVICE_IDENT, self._service.exposed

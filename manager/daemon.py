@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import resource
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,4 +108,4 @@ def _raise_descriptor_limit() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (ValueError, OSError) as error:
-        print(f"callpool: cannot raise the limit of open files: {error}", file=sys.stderr)
+        log.warning("cannot raise the limit of open files: %s", error)

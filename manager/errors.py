@@ -62,7 +62,13 @@ class CallpoolError(Exception):
     default_hint: ClassVar[str | None] = None
 
     def __init__(
-        self, message: str, *, param: str | None = None, hint: str | None = None, code: str | None = None, **details: Any
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        hint: str | None = None,
+        code: str | None = None,
+        **details: Any,
     ) -> None:
         super().__init__(message)
         self.fault = Fault(

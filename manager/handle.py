@@ -5,18 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from callpool.manager.core.states import State
 from callpool.manager.errors import BadInput, ResultTimeout, from_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from callpool.manager.client import Client
-    from callpool.manager.core.faults import Fault
     from callpool.manager.core.messages import Done
 
 
@@ -26,7 +24,7 @@ class Chunk(str):
     __slots__ = ("raw",)
     raw: dict[str, Any] | None
 
-    def __new__(cls, text: str, raw: dict[str, Any] | None = None) -> Chunk:
+    def __new__(cls, text: str, raw: dict[str, Any] | None = None) -> Self:
         """A chunk of this text."""
         chunk = super().__new__(cls, text)
         chunk.raw = raw
@@ -39,7 +37,18 @@ class Handle:
     Shared state, all under the client's lock: `_chunks`, `_done`, `_accepted`, `_position`, `_waiters`.
     """
 
-    __slots__ = ("_accepted", "_chunks", "_client", "_done", "_model", "_position", "_provider", "_stream", "_waiters", "request_id")
+    __slots__ = (
+        "_accepted",
+        "_chunks",
+        "_client",
+        "_done",
+        "_model",
+        "_position",
+        "_provider",
+        "_stream",
+        "_waiters",
+        "request_id",
+    )
 
     def __init__(self, client: Client, request_id: str, provider: str, model: str, *, stream: bool) -> None:
         self.request_id = request_id
@@ -48,8 +57,8 @@ class Handle:
         self._model = model
         self._stream = stream
         self._chunks: deque[bytes] = deque()
-        self._done: Done | Fault | None = None
-        """How it ended: what the supervisor said, or the fault that kept it from saying anything."""
+        self._done: Done | None = None
+        """How it ended: in the supervisor's words, or in the client's where the supervisor could say nothing."""
         self._accepted = False
         self._position: int | None = None
         self._waiters: list[threading.Lock] = []
@@ -70,9 +79,7 @@ class Handle:
     def state(self) -> str:
         """Its state now: asked of the supervisor while it is under way."""
         done = self._done
-        if done is None:
-            return self._client.state_of(self)
-        return getattr(done, "state", None) or (State.REJECTED if not self._accepted else State.INTERRUPTED).value
+        return self._client.state_of(self.request_id) if done is None else done.state
 
     def cancel(self) -> bool:
         """Ask to end it: the provider's socket is closed if its call runs. False if it had ended already.
@@ -123,18 +130,37 @@ class Handle:
         done = self._done
         if done is None:
             raise RuntimeError("the request has not ended")
-        fault = getattr(done, "fault", done)
-        if fault is not None:
-            raise from_fault(fault)
-        body: dict[str, Any] = msgspec.json.decode(done.body or b"{}")
+        if done.fault is not None:
+            raise from_fault(done.fault)
         session = {"session_id": done.session_id, "request_id": self.request_id, "duration_seconds": done.duration}
-        answer = {"provider": self._provider, "model": self._model, "content": "", "usage": {}, "finish_reason": None, "raw": None}
-        return {**answer, **body, "metadata": {"session": session}}
+        return {
+            "provider": self._provider,
+            "model": self._model,
+            "usage": {},
+            "finish_reason": None,
+            "raw": None,
+            **msgspec.json.decode(done.body or b"{}"),
+            "metadata": {"session": session},
+        }
 
     # For the client, under its lock.
 
-    def wake(self) -> None:
-        """Something happened: let those who wait look again."""
+    def accept(self, position: int) -> None:
+        """The supervisor has taken it."""
+        self._accepted, self._position = True, position
+        self._wake()
+
+    def add_chunk(self, body: bytes) -> None:
+        """A piece of the answer has come."""
+        self._chunks.append(body)
+        self._wake()
+
+    def end(self, done: Done) -> None:
+        """It has ended."""
+        self._done = done
+        self._wake()
+
+    def _wake(self) -> None:
         for waiter in self._waiters:
             waiter.release()
         self._waiters.clear()
@@ -144,10 +170,10 @@ class Handle:
         deadline = time.monotonic() + seconds
         while not self._accepted and self._done is None:
             self._wait(deadline, seconds, lambda: self._accepted or self._done is not None)
-        if not self._accepted and self._done is not None:
-            raise from_fault(getattr(self._done, "fault", None) or self._done)
+        if not self._accepted and self._done is not None and self._done.fault is not None:
+            raise from_fault(self._done.fault)
 
-    def _wait(self, deadline: float | None, seconds: float | None, ready: Any) -> None:
+    def _wait(self, deadline: float | None, seconds: float | None, ready: Callable[[], bool]) -> None:
         waiter = threading.Lock()
         waiter.acquire()
         with self._client.lock:
@@ -170,4 +196,6 @@ def _check_wait(timeout: float | None) -> None:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise BadInput(f"timeout must be a number of seconds, got {type(timeout).__name__}", param="timeout")
     if not 0 <= timeout <= threading.TIMEOUT_MAX:
-        raise BadInput(f"timeout must be from 0 to {threading.TIMEOUT_MAX:.0f} seconds, got {timeout!r}", param="timeout")
+        raise BadInput(
+            f"timeout must be from 0 to {threading.TIMEOUT_MAX:.0f} seconds, got {timeout!r}", param="timeout"
+        )

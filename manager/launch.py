@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -41,7 +41,9 @@ LAST_WORDS = 2000
 class Plan:
     """One start, prepared: configuration checked, keys read, directories verified. Holds descriptors until started."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], *, home: Path, runtime: Path, explicit: bool) -> None:
+    def __init__(
+        self, settings: Settings, environ: Mapping[str, str], *, home: Path, runtime: Path, explicit: bool
+    ) -> None:
         _require_platform()
         self.settings = settings
         self.home = home
@@ -58,7 +60,9 @@ class Plan:
             environ, purpose="supervisor", withhold=keys.key_variables(settings)
         )
 
-    def command(self, mode: Mode, *, ready: int | None = None, lifeline: int | None = None) -> tuple[list[str], list[int]]:
+    def command(
+        self, mode: Mode, *, ready: int | None = None, lifeline: int | None = None
+    ) -> tuple[list[str], list[int]]:
         """The command line of the supervisor, and the descriptors that it must inherit."""
         boot = Boot(
             mode=mode,
@@ -103,7 +107,7 @@ def run_in_foreground(prepared: Plan) -> NoReturn:
         os.set_inheritable(descriptor, True)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(command[0], command, prepared.environment)
+    os.execve(command[0], command, prepared.environment)  # noqa: S606 - our own interpreter
 
 
 def start_detached(prepared: Plan) -> Began:

@@ -56,7 +56,7 @@ class InstanceLock:
         return self._descriptor is not None
 
     def acquire(self) -> None:
-        """Take the lock, or raise `AlreadyRunning` at once, with `pid` and `address` (None if the holder just begins)."""
+        """Take the lock, or raise `AlreadyRunning` at once: `pid` and `address` are None if the holder just begins."""
         if self.held:
             raise RuntimeError(f"this object holds {self.path} already")
         for _try in range(_MOST_TRIES):

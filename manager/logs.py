@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import logging
-import time
+from datetime import UTC, datetime
+
+from callpool.manager.core.strict import printable
+
+MAX_LINE = 4000
+"""Characters of one event's text."""
 
 
 class _Formatter(logging.Formatter):
-    """`2026-11-21T10:00:00.123Z INFO callpool.manager.arbiter: text`, UTC, one line whatever the text holds."""
-
-    converter = time.gmtime
-    default_msec_format = "%s.%03dZ"
+    """`2026-11-21T10:00:00.123Z INFO callpool.manager.arbiter[4711]: text`; the text cannot forge a line or move a cursor."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        super().__init__("%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - the library's
+        """UTC with milliseconds."""
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
-        """Escape what could forge a line or move a terminal's cursor."""
-        return super().formatMessage(record).encode("unicode_escape").decode("ascii") if _is_odd(record) else super().formatMessage(record)
-
-
-def _is_odd(record: logging.LogRecord) -> bool:
-    return not record.getMessage().isprintable()
+        """The line, with what outsiders wrote in it made harmless."""
+        record.message = printable(record.message, MAX_LINE)
+        return super().formatMessage(record)
 
 
 def configure(level: int = logging.INFO) -> None:

@@ -16,30 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from callpool.manager.errors import ConfigError
-from callpool.manager.private import (
-    check_private_dir,
-    ensure_private_dir,
-    open_private_dir,
-    open_private_file,
-    read_private_file,
-    write_private_file,
-)
-
-__all__ = [
-    "check_private_dir",
-    "config_home",
-    "ensure_private_dir",
-    "expand_home",
-    "open_private_dir",
-    "open_private_file",
-    "read_private_file",
-    "runtime_dir",
-    "socket_path",
-    "state_dir",
-    "user_lock_dir",
-    "write_private_file",
-]
-
 LONGEST_SOCKET_PATH: Final = 103 if sys.platform == "darwin" else 107
 """Bytes: `sun_path` has 104 on macOS and 108 on Linux, with the NUL at its end."""
 _SHORT_ROOT: Final = "/tmp"  # noqa: S108 - not TMPDIR, which may be long, and may differ between client and supervisor
@@ -64,8 +40,10 @@ def runtime_dir(environ: Mapping[str, str]) -> Path:
 
 
 def user_lock_dir(environ: Mapping[str, str]) -> Path:
-    """The locks on provider keys. CALLPOOL_HOME and CALLPOOL_RUNTIME_DIR do not move it: a key's ledger is one for each
-    user, so all supervisors of a user must meet here. CALLPOOL_KEY_LOCK_DIR does; it is for tests.
+    """The locks on provider keys, where all supervisors of a user meet: one key has one ledger.
+
+    So CALLPOOL_HOME and CALLPOOL_RUNTIME_DIR, which tell supervisors apart, do not move it; CALLPOOL_KEY_LOCK_DIR does,
+    and is for tests.
     """
     own = environ.get("CALLPOOL_KEY_LOCK_DIR")
     if own:

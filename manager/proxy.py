@@ -21,14 +21,13 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
 from multiprocess.managers import BaseManager, BaseProxy, Token, listener_client
 
 from callpool.manager import peers, wire
 from callpool.manager.core.faults import Fault
 from callpool.manager.errors import ConnectionLost, HandshakeFailed, NotRunning, from_fault
 from callpool.manager.private import check_private_dir, read_private_file
-
-import msgspec
 
 SERIALIZER = "callpool"
 SERVICE = "service"
@@ -96,13 +95,18 @@ def connect(address: str, authkey: bytes | None = None) -> WireConnection:
     key = bytes(authkey) if authkey is not None else read_key(address)
     connected = _connect(address, deadline)
     try:
-        server = peers.credentials(connected)
-        if server.uid != os.geteuid():
-            raise HandshakeFailed(f"{address} is served by user id {server.uid}, not by you")
+        _check_server(connected, address)
         return _shake_hands(connected, key, deadline)
     except BaseException:
         connected.close()
         raise
+
+
+def _check_server(connected: socket.socket, address: str) -> None:
+    """Whoever put another socket at this path must not get our half of the handshake."""
+    uid = peers.credentials(connected).uid
+    if uid != os.geteuid():
+        raise HandshakeFailed(f"{address} is served by user id {uid}, not by you")
 
 
 def read_key(address: str) -> bytes:
@@ -156,7 +160,9 @@ def _shake_hands(connected: socket.socket, key: bytes, deadline: float) -> WireC
     except HandshakeFailed:
         raise
     except (ConnectionLost, OSError) as error:
-        raise HandshakeFailed(f"the supervisor ended the handshake ({error}): too many clients, or another user") from None
+        raise HandshakeFailed(
+            f"the supervisor ended the handshake ({error}): too many clients, or another user"
+        ) from None
     connected.settimeout(None)
     return connection
 
@@ -216,7 +222,9 @@ class ServiceManager(BaseManager):  # type: ignore[misc]  # multiprocess has no 
 
     def open_service(self) -> ServiceProxy:
         """The service's proxy, made without the four connections that create, incref and decref take."""
-        return ServiceProxy(Token(SERVICE, self._address, SERVICE), SERIALIZER, manager=self, authkey=self._authkey, incref=False)
+        return ServiceProxy(
+            Token(SERVICE, self._address, SERVICE), SERIALIZER, manager=self, authkey=self._authkey, incref=False
+        )
 
 
 ServiceManager.register(SERVICE, proxytype=ServiceProxy, exposed=ServiceProxy._exposed_)

@@ -51,7 +51,6 @@ class ServiceVerbs(Protocol):
         """Answer a verb: with a value, or with a future of one. Raises CallpoolError."""
 
 
-
 class ManagerServer:
     """Listens, admits, and carries frames. Knows nothing of requests."""
 
@@ -125,7 +124,7 @@ class ManagerServer:
             except OSError as error:
                 if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
                     raise
-                log.error("cannot accept clients: %s; pausing for %s s", error.strerror, ACCEPT_PAUSE)
+                log.warning("cannot accept clients: %s; pausing for %s s", error.strerror, ACCEPT_PAUSE)
                 self._loop.remove_reader(listener.fileno())
                 self._loop.call_later(ACCEPT_PAUSE, self._resume_accepting)
                 return

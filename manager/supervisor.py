@@ -190,7 +190,7 @@ class Supervisor:
             timeout = self._settings.supervisor.shutdown_timeout
             log.info("%s: draining, at most %g s; once more cuts, a third kills", name, timeout)
             self.service.begin_drain(timeout)
-        elif self._signals == 2:  # noqa: PLR2004 - the second signal
+        elif self._signals == 2:
             log.warning("%s again: cutting now", name)
             self.service.cut()
         else:

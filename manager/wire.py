@@ -69,7 +69,9 @@ class Framer:
             while end - start >= HEADER.size:
                 (length,) = HEADER.unpack_from(source, start)
                 if not 0 <= length <= self.limit:
-                    raise ProtocolError(f"a frame of {length} bytes is over the limit of {self.limit}", limit=self.limit)
+                    raise ProtocolError(
+                        f"a frame of {length} bytes is over the limit of {self.limit}", limit=self.limit
+                    )
                 stop = start + HEADER.size + length
                 if stop > end:
                     break
@@ -196,9 +198,7 @@ class ClientHandshake:
         if PROTOCOL_VERSION not in hello.versions:
             raise HandshakeFailed(f"the supervisor speaks protocol {hello.versions}, this client {PROTOCOL_VERSION}")
         self._server_nonce = hello.nonce
-        mac = _mac(
-            self._key, b"client", hello.nonce, self._nonce, bytes([PROTOCOL_VERSION]), self._label.encode()
-        )
+        mac = _mac(self._key, b"client", hello.nonce, self._nonce, bytes([PROTOCOL_VERSION]), self._label.encode())
         return encoder.encode(Prove(PROTOCOL_VERSION, self._label, self._nonce, mac))
 
     def finish(self, body: bytes) -> str:

@@ -1,0 +1,1 @@
+"""The workshop: makes calls, remembers nothing."""

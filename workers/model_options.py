@@ -87,10 +87,8 @@ def find_model(package: str = MODEL_PACKAGE) -> Path:
         files = importlib.metadata.files(package)
     except importlib.metadata.PackageNotFoundError:
         raise StartFailed(f"the package {package!r} is not installed", hint=INSTALL_HINT) from None
-    listed = [Path(str(file.locate())) for file in files or () if file.suffix == ".gguf"]
-    if not listed:
-        raise StartFailed(f"the package {package!r} carries no GGUF file", hint=INSTALL_HINT)
-    model = listed[0]
-    if not model.is_file():
-        raise StartFailed(f"the package {package!r} is damaged: {model} is missing", hint=INSTALL_HINT)
-    return model
+    # From Python 3.12 on, a listed file that is gone is left out of the list: look ourselves, and say the same everywhere.
+    for listed in files or ():
+        if listed.suffix == ".gguf" and (path := Path(str(listed.locate()))).is_file():
+            return path
+    raise StartFailed(f"the installed package {package!r} has no GGUF file, or it has been deleted", hint=INSTALL_HINT)

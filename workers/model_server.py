@@ -117,7 +117,7 @@ def serve(options: ModelOptions, pipe: HasFileno) -> NoReturn:
     verbose = bool(os.environ.get(VERBOSE_VARIABLE))
     output = None if verbose else Output(options.log)
     try:
-        server, ready = _load(options, verbose=verbose)
+        _engine, ready = _load(options, verbose=verbose)
     except Exception as error:  # noqa: BLE001 (whatever the engine raises, the supervisor must hear it)
         lines = output.last_lines(LAST_LINES) if output else []
         _tell(descriptor, Failed(reason=f"{type(error).__name__}: {error}", last_lines=lines))
@@ -126,8 +126,7 @@ def serve(options: ModelOptions, pipe: HasFileno) -> NoReturn:
         output.loaded()
     _tell(descriptor, ready)
     _wait_for_end(descriptor)
-    # No clean-up of `server`: its threads may be in the middle of an answer that nobody waits for any more.
-    del server, pipe
+    # Straight out, with the engine still referenced: its destructor waits for answers under way, and can hang.
     os._exit(0)
 
 

@@ -7,21 +7,19 @@ the supervisor dies, even if it is stopped or stuck in C.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import faulthandler
-import os
 import resource
 import signal
-import socket
-import sys
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from callpool.workers.lifeline import die_with
 from callpool.workers.boot import WorkerBoot
+from callpool.workers.lifeline import die_with
 
 if TYPE_CHECKING:
+    import socket
+
     from callpool.workers.boot import SecretsFile
 
 
@@ -41,13 +39,9 @@ def main(pipe: socket.socket, boot: bytes, secrets: SecretsFile) -> None:
     async def run() -> None:
         await WorkerLoop(pipe, settings, keys).run()
 
-    _run(run)
-
-
-def _run(coroutine_function) -> None:
-    with contextlib.suppress(ImportError):
+    try:
         import uvloop  # noqa: PLC0415 - absent on some platforms
-
-        uvloop.run(coroutine_function())
-        return
-    asyncio.run(coroutine_function())
+    except ImportError:
+        asyncio.run(run())
+    else:
+        uvloop.run(run())

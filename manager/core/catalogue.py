@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from callpool.manager.core.faults import Fault
+from callpool.manager.core.faults import Detail, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,11 +80,13 @@ def refuse_timeout(timeout: float | None, param: str = "timeout") -> Fault | Non
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         return bad_input(param, f"must be a number of seconds, got {type(timeout).__name__}")
     if not math.isfinite(timeout) or not 0 < timeout <= MAX_TIMEOUT:
-        return bad_input(param, f"must be above 0 and at most {MAX_TIMEOUT:.0f} seconds, got {timeout!r}", limit=MAX_TIMEOUT)
+        return bad_input(
+            param, f"must be above 0 and at most {MAX_TIMEOUT:.0f} seconds, got {timeout!r}", limit=MAX_TIMEOUT
+        )
     return None
 
 
-def bad_input(param: str, message: str, **details: float | str) -> Fault:
+def bad_input(param: str, message: str, **details: Detail) -> Fault:
     """A fault of the caller's: `param` and what is wrong with it."""
     return Fault(code="bad_input", message=f"{param} {message}", param=param, details=details)
 

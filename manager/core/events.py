@@ -15,7 +15,7 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     """Common options."""
 
 
-class Submitted(_Event):
+class Submitted(_Event, frozen=True):
     """A client submits. Ids are made outside, so that the core needs no randomness."""
 
     client: str
@@ -23,73 +23,82 @@ class Submitted(_Event):
     session_id: str
 
 
-class CancelAsked(_Event):
+class CancelAsked(_Event, frozen=True):
     """Somebody asks to end a request. `client` None: the operator, who may end anything."""
 
     client: str | None
     request_id: str
 
 
-class ClientGone(_Event):
+class ClientGone(_Event, frozen=True):
     """A client's process or connection ended: nobody waits for its requests any more."""
 
     client: str
 
 
-class WorkerUp(_Event):
+class WorkerUp(_Event, frozen=True):
     """A worker is ready for calls."""
 
     worker: int
 
 
-class WorkerDown(_Event):
+class WorkerDown(_Event, frozen=True):
     """A worker has ended, and everything it ever sent has been applied."""
 
     worker: int
     reason: str
 
 
-class Reported(_Event):
+class Reported(_Event, frozen=True):
     """A worker reports on one of its calls."""
 
     worker: int
     report: Started | Piece | Finished
 
 
-class AccountClosed(_Event):
+class AccountClosed(_Event, frozen=True):
     """Dispatch nothing on this account for now (`reason`), or go on (None)."""
 
     account: str
     reason: str | None
 
 
-class DrainAsked(_Event):
+class DrainAsked(_Event, frozen=True):
     """Refuse new requests, let accepted ones finish for `timeout` seconds, then cut."""
 
     timeout: float
 
 
-class CutAsked(_Event):
+class CutAsked(_Event, frozen=True):
     """The drain's deadline is now."""
 
 
-class Tick(_Event):
+class Tick(_Event, frozen=True):
     """Time passed: look at the deadlines."""
 
 
 Event = (
-    Submitted | CancelAsked | ClientGone | WorkerUp | WorkerDown | Reported | AccountClosed | DrainAsked | CutAsked | Tick
+    Submitted
+    | CancelAsked
+    | ClientGone
+    | WorkerUp
+    | WorkerDown
+    | Reported
+    | AccountClosed
+    | DrainAsked
+    | CutAsked
+    | Tick
 )
 
 
-class ToClient(_Event):
+class ToClient(_Event, frozen=True):
     """Send this to a client, if it is still there."""
 
     client: str
     message: ClientEvent
 
 
-class ToWorker(_Event):
+class ToWorker(_Event, frozen=True):
     """Send this to a worker."""
 
     worker: int
@@ -117,7 +126,7 @@ class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
     total_sessions_at_shutdown: int
 
 
-class Drained(_Event):
+class Drained(_Event, frozen=True):
     """Nothing is left to wait for: the supervisor can end."""
 
     report: DrainReport

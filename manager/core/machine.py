@@ -38,7 +38,7 @@ from callpool.manager.core.events import (
     WorkerDown,
     WorkerUp,
 )
-from callpool.manager.core.faults import Fault
+from callpool.manager.core.faults import Detail, Fault
 from callpool.manager.core.messages import (
     Accepted,
     CancelCall,
@@ -364,7 +364,7 @@ class Core:
 
     def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         """The worker of this request is gone."""
-        details: dict[str, int | float | str | bool | None] = {"worker": event.worker, "attempt": request.attempt}
+        details: dict[str, Detail] = {"worker": event.worker, "attempt": request.attempt}
         if request.ending is not None:
             self._end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
         elif request.state is State.PROCESSING:
@@ -393,7 +393,7 @@ class Core:
                 self._end(request, _unacknowledged(request), now, effects)
             else:
                 message = f"the call did not end within {request.timeout:g} s"
-                details: dict[str, int | float | str | bool | None] = {"seconds": request.timeout, "which": "total"}
+                details: dict[str, Detail] = {"seconds": request.timeout, "which": "total"}
                 self._order_end(request, Fault(code="timeout", message=message, details=details), now, effects)
         if self.drain is not None and self.drain.cut_at is None and now.monotonic >= self.drain.deadline:
             self._cut(now, effects)
@@ -425,7 +425,9 @@ class Core:
         if self.drain is None:
             return
         self.drain.cut(now=now.monotonic, active=self.sessions.active)
-        fault = Fault(code="cancelled", message="the supervisor shut down before this ended", details={"reason": "drain"})
+        fault = Fault(
+            code="cancelled", message="the supervisor shut down before this ended", details={"reason": "drain"}
+        )
         for request in sorted(self.requests.values(), key=lambda each: each.sequence):
             self._order_end(request, fault, now, effects)
 

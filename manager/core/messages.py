@@ -26,7 +26,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 # Client → supervisor, on a channel.
 
 
-class Submit(_Message, tag=1):
+class Submit(_Message, frozen=True, tag=1):
     """One request. `payload` is canonical JSON (`messages` and parameters); `metadata` is JSON and counts against its limit."""
 
     request_id: str
@@ -40,13 +40,13 @@ class Submit(_Message, tag=1):
     """Answer with `Accepted` or `Rejected` at once; without it only a refusal is answered."""
 
 
-class Cancel(_Message, tag=2):
+class Cancel(_Message, frozen=True, tag=2):
     """End this request wherever it is."""
 
     request_id: str
 
 
-class Ask(_Message, tag=3):
+class Ask(_Message, frozen=True, tag=3):
     """Call a verb of the service; answered by the `Reply` with the same number."""
 
     number: int
@@ -60,28 +60,28 @@ ClientMessage = Submit | Cancel | Ask
 # Supervisor → client, on a channel.
 
 
-class Accepted(_Message, tag=1):
+class Accepted(_Message, frozen=True, tag=1):
     """The request is in the queue, at this position (0: next), or already on its way."""
 
     request_id: str
     position: int
 
 
-class Rejected(_Message, tag=2):
+class Rejected(_Message, frozen=True, tag=2):
     """The request was not taken; nothing of it was kept."""
 
     request_id: str
     fault: Fault
 
 
-class Chunk(_Message, tag=3):
+class Chunk(_Message, frozen=True, tag=3):
     """A piece of a streamed answer: JSON bytes of `{text, raw}`."""
 
     request_id: str
     body: bytes
 
 
-class Done(_Message, tag=4):
+class Done(_Message, frozen=True, tag=4):
     """The request ended. `body` is the answer (JSON of the worker's `Answer`) when `state` is `completed`, else `fault` says why."""
 
     request_id: str
@@ -93,7 +93,7 @@ class Done(_Message, tag=4):
     fault: Fault | None = None
 
 
-class Reply(_Message, tag=5):
+class Reply(_Message, frozen=True, tag=5):
     """The answer to an `Ask`."""
 
     number: int
@@ -101,7 +101,7 @@ class Reply(_Message, tag=5):
     fault: Fault | None = None
 
 
-class Grant(_Message, tag=6):
+class Grant(_Message, frozen=True, tag=6):
     """So many more queue places are reserved for this client: submits that use one cannot be refused for a full queue."""
 
     places: int
@@ -113,7 +113,7 @@ ClientEvent = Accepted | Rejected | Chunk | Done | Reply | Grant
 # Supervisor → worker.
 
 
-class Dispatch(_Message, tag=1):
+class Dispatch(_Message, frozen=True, tag=1):
     """Make this call."""
 
     request_id: str
@@ -125,14 +125,14 @@ class Dispatch(_Message, tag=1):
     payload: bytes
 
 
-class CancelCall(_Message, tag=2):
+class CancelCall(_Message, frozen=True, tag=2):
     """End this call, close its socket, and report."""
 
     request_id: str
     attempt: int
 
 
-class Endpoint(_Message, tag=3):
+class Endpoint(_Message, frozen=True, tag=3):
     """Where a provider is that gets its address while the pool runs (the local model server), and its key."""
 
     provider: str
@@ -140,7 +140,7 @@ class Endpoint(_Message, tag=3):
     key: str | None
 
 
-class Retire(_Message, tag=4):
+class Retire(_Message, frozen=True, tag=4):
     """Take no more calls, finish those that are active, exit."""
 
 
@@ -150,20 +150,20 @@ WorkerOrder = Dispatch | CancelCall | Endpoint | Retire
 # Worker → supervisor.
 
 
-class Ready(_Message, tag=1):
+class Ready(_Message, frozen=True, tag=1):
     """The worker can make calls."""
 
     pid: int
 
 
-class Started(_Message, tag=2):
+class Started(_Message, frozen=True, tag=2):
     """The next thing this call does is to contact the provider: from here on a crash leaves it in doubt."""
 
     request_id: str
     attempt: int
 
 
-class Piece(_Message, tag=3):
+class Piece(_Message, frozen=True, tag=3):
     """A piece of a streamed answer, as in `Chunk`."""
 
     request_id: str
@@ -171,7 +171,7 @@ class Piece(_Message, tag=3):
     body: bytes
 
 
-class Finished(_Message, tag=4):
+class Finished(_Message, frozen=True, tag=4):
     """The call ended: with an answer, or with the fault that says how (`timeout`, `cancelled`, or an error)."""
 
     request_id: str
@@ -180,7 +180,7 @@ class Finished(_Message, tag=4):
     fault: Fault | None = None
 
 
-class Heartbeat(_Message, tag=5):
+class Heartbeat(_Message, frozen=True, tag=5):
     """The worker's event loop turns. `delay` is by how many seconds it woke late."""
 
     active: int

@@ -89,7 +89,9 @@ class Scheduler:
         if newest == (request.sequence, request.request_id):
             return count - 1
         return sum(
-            1 for other in self._waiting.values() if other.provider == request.provider and other.sequence < request.sequence
+            1
+            for other in self._waiting.values()
+            if other.provider == request.provider and other.sequence < request.sequence
         )
 
     def waiting(self) -> list[Request]:

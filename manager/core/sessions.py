@@ -25,9 +25,22 @@ class Outcome(StrEnum):
 class Session:
     """One lease. Times are monotonic seconds."""
 
-    __slots__ = ("created_at", "ended_at", "held", "metadata_bytes", "model", "outcome", "provider", "request_id", "session_id", "started_at")
+    __slots__ = (
+        "created_at",
+        "ended_at",
+        "held",
+        "metadata_bytes",
+        "model",
+        "outcome",
+        "provider",
+        "request_id",
+        "session_id",
+        "started_at",
+    )
 
-    def __init__(self, session_id: str, request_id: str, provider: str, model: str, metadata_bytes: int, now: float) -> None:
+    def __init__(
+        self, session_id: str, request_id: str, provider: str, model: str, metadata_bytes: int, now: float
+    ) -> None:
         self.session_id = session_id
         self.request_id = request_id
         self.provider = provider
@@ -96,7 +109,9 @@ class SessionTable:
             details={"limit": self.max_concurrent, "active": self.active},
         )
 
-    def open(self, session_id: str, request_id: str, provider: str, model: str, metadata_bytes: int, now: float) -> Session:
+    def open(
+        self, session_id: str, request_id: str, provider: str, model: str, metadata_bytes: int, now: float
+    ) -> Session:
         """Create a session and take its lease. The caller has checked room, size and that the id is free."""
         session = Session(session_id, request_id, provider, model, metadata_bytes, now)
         self.live[request_id] = session

@@ -1,12 +1,8 @@
 """One supervisor for every LLM call made on a machine.
 
-    import callpool
-
-    client = callpool.connect()  # or: with callpool.start(config) as client
-    handle = client.submit(provider="kimi", model="kimi-k3", messages=[{"role": "user", "content": "Hello"}], stream=True)
-    for text in handle:
-        print(text, end="")
-    handle.result()["usage"]
+>>> client = callpool.connect()  # or: with callpool.start(config) as client
+>>> handle = client.submit(provider="kimi", model="kimi-k3", messages=[{"role": "user", "content": "Hello"}])
+>>> handle.result()["content"]
 """
 
 from __future__ import annotations
@@ -22,7 +18,8 @@ if TYPE_CHECKING:
     from callpool.manager.embedded import connect, start
     from callpool.manager.handle import Chunk, Handle
 
-__all__ = ["Chunk", "Client", "Handle", "__version__", "connect", "errors", "start", *errors.__all__]
+__all__ = ["Chunk", "Client", "Handle", "__version__", "connect", "errors", "start"]
+__all__ += errors.__all__
 
 _LAZY = {
     "Chunk": "callpool.manager.handle",

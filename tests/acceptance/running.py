@@ -160,7 +160,7 @@ def openai_at(base_url: str, **settings: Any) -> dict[str, Any]:
 
 def as_toml(config: dict[str, Any], path: Path) -> Path:
     """Write a configuration of two levels and models as TOML."""
-    lines = []
+    lines: list[str] = []
     for name, value in config.get("supervisor", {}).items():
         lines += ["[supervisor]"] if not lines else []
         lines.append(f"{name} = {value!r}")

@@ -12,6 +12,8 @@ import callpool
 from tests.acceptance.running import HANG, HELLO, detached
 
 NAN = float("nan")
+CYCLE: dict[str, Any] = {}
+CYCLE["self"] = CYCLE
 CASES: dict[str, tuple[dict[str, Any], type[callpool.CallpoolError], str]] = {
     "unknown provider": ({"provider": "fak"}, callpool.UnknownProvider, "provider"),
     "unknown model": ({"model": "n"}, callpool.UnknownModel, "model"),
@@ -28,10 +30,14 @@ CASES: dict[str, tuple[dict[str, Any], type[callpool.CallpoolError], str]] = {
     "timeout as text": ({"timeout": "30"}, callpool.BadInput, "timeout"),
     "timeout as truth": ({"timeout": True}, callpool.BadInput, "timeout"),
     "metadata of 11 KB": ({"metadata": {"k": "x" * 11_000}}, callpool.MetadataTooLarge, "metadata"),
-    "metadata with a cycle": ({"metadata": (cycle := {})}, callpool.NotSerializable, "metadata"),
+    "metadata with a cycle": ({"metadata": CYCLE}, callpool.NotSerializable, "metadata"),
     "metadata with a tuple as key": ({"metadata": {(1, 2): 3}}, callpool.NotSerializable, "metadata"),
     "metadata as text": ({"metadata": "x"}, callpool.BadInput, "metadata"),
-    "a lambda in a message": ({"messages": [{"role": "user", "content": lambda: 1}]}, callpool.NotSerializable, "messages"),
+    "a lambda in a message": (
+        {"messages": [{"role": "user", "content": lambda: 1}]},
+        callpool.NotSerializable,
+        "messages",
+    ),
     "a lock as parameter": ({"seed": threading.Lock()}, callpool.NotSerializable, "seed"),
     "a generator as parameter": ({"stop": (x for x in "ab")}, callpool.NotSerializable, "stop"),
     "bytes as parameter": ({"stop": b"x"}, callpool.NotSerializable, "stop"),
@@ -44,10 +50,13 @@ CASES: dict[str, tuple[dict[str, Any], type[callpool.CallpoolError], str]] = {
     "id with a line end": ({"request_id": "abc\n"}, callpool.BadInput, "request_id"),
     "id empty": ({"request_id": ""}, callpool.BadInput, "request_id"),
     "id too long": ({"request_id": "x" * 65}, callpool.BadInput, "request_id"),
-    "payload over the limit": ({"messages": [{"role": "user", "content": "x" * 9_000_000}]}, callpool.BadInput, "messages"),
+    "payload over the limit": (
+        {"messages": [{"role": "user", "content": "x" * 9_000_000}]},
+        callpool.BadInput,
+        "messages",
+    ),
     "a missing key": ({"provider": "keyless"}, callpool.CredentialMissing, "provider"),
 }
-cycle["self"] = cycle
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,9 @@ def test_a_killed_worker_costs_its_own_calls_only_and_is_replaced() -> None:
             victim = supervisor.worker_pids()[0]
             os.kill(victim, signal.SIGKILL)
             killed_at = time.monotonic()
-            eventually(lambda: len(set(supervisor.worker_pids()) - {victim}) == 2, within=2.0, why="no replacement in 2 s")
+            eventually(
+                lambda: len(set(supervisor.worker_pids()) - {victim}) == 2, within=2.0, why="no replacement in 2 s"
+            )
             replaced_after = time.monotonic() - killed_at
             outcomes = [handle.exception(HANG) for handle in handles]
             workers = {record["worker"] for record in shown}
@@ -60,13 +62,16 @@ def test_a_call_that_had_not_started_is_made_by_another_worker() -> None:
         pids = supervisor.worker_pids()
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-            eventually(lambda pid=pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+            process = psutil.Process(pid)
+            eventually(lambda process=process: process.status() == psutil.STATUS_STOPPED)  # type: ignore[misc]
         handles = [client.submit(provider="fake", model="m", messages=HELLO) for _ in range(10)]
         assert {client.show(handle.request_id)["state"] for handle in handles} == {"allocated"}
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         assert [handle.result(HANG)["content"] for handle in handles] == ["hello"] * 10
-        assert {client.show(handle.request_id)["attempt"] for handle in handles} <= {2, 3}, "3: it met the other victim too"
+        assert {client.show(handle.request_id)["attempt"] for handle in handles} <= {2, 3}, (
+            "3: it met the other victim too"
+        )
 
 
 @pytest.mark.parametrize("fault", ["crash", "exit"])
@@ -85,8 +90,7 @@ def test_a_worker_that_stops_beating_is_ended_and_replaced() -> None:
         error = client.submit(provider="fake", model="stuck", messages=HELLO).exception(HANG)
         assert isinstance(error, callpool.WorkerLost)
         assert "heartbeat" in error.message
-        after = eventually(lambda: (now := set(supervisor.worker_pids())) and len(now) == 2 and now)
-        assert len(before - after) == 1
+        eventually(lambda: len(set(supervisor.worker_pids()) - before) == 1)
         assert client.submit(provider="fake", model="m", messages=HELLO).result(HANG)["content"] == "fine"
 
 
@@ -138,19 +142,22 @@ def test_nothing_survives_a_killed_supervisor_and_the_next_one_starts_at_once(st
 
 
 def test_a_dead_clients_calls_are_cancelled_at_the_provider() -> None:
-    with FakeProviderProcess(delay=60.0) as fake, detached(openai_at(fake.base_url)) as supervisor:
-        with supervisor.connect() as client:
-            command = [sys.executable, "-Ic", CLIENT, client.address]
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-                assert other.stdout is not None
-                assert other.stdout.readline() == b"submitted\n"
-                fake.wait_for(lambda calls: len(calls) == 4)
-                other.kill()
-                calls = fake.wait_for(lambda calls: all(call.outcome == "client_gone" for call in calls))
-            assert len(calls) == 4
-            status = eventually(lambda: (now := client.status())["sessions"]["active_sessions"] == 0 and now)
-            assert status["sessions"]["total_sessions_cancelled"] == 4
-            assert status["accounts"][0]["active"] == 0
+    with (
+        FakeProviderProcess(delay=60.0) as fake,
+        detached(openai_at(fake.base_url)) as supervisor,
+        supervisor.connect() as client,
+    ):
+        command = [sys.executable, "-Ic", CLIENT, client.address]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"submitted\n"
+            fake.wait_for(lambda calls: len(calls) == 4)
+            other.kill()
+            calls = fake.wait_for(lambda calls: all(call.outcome == "client_gone" for call in calls))
+        assert len(calls) == 4
+        status = eventually(lambda: (now := client.status())["sessions"]["active_sessions"] == 0 and now)
+        assert status["sessions"]["total_sessions_cancelled"] == 4
+        assert status["accounts"][0]["active"] == 0
 
 
 def test_a_forked_child_that_holds_the_socket_does_not_keep_its_dead_parents_calls_alive() -> None:
@@ -158,13 +165,16 @@ def test_a_forked_child_that_holds_the_socket_does_not_keep_its_dead_parents_cal
         'print("submitted", flush=True)',
         "import os\nif os.fork() == 0:\n    os.close(1)\n    sys.stdin.read()\n    os._exit(0)\nprint('submitted', flush=True)",
     )
-    with FakeProviderProcess(delay=60.0) as fake, detached(openai_at(fake.base_url)) as supervisor:
-        with supervisor.connect() as client:
-            command = [sys.executable, "-Ic", forking, client.address]
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-                assert other.stdout is not None
-                assert other.stdout.readline() == b"submitted\n"
-                fake.wait_for(lambda calls: len(calls) == 4)
-                other.kill()
-                fake.wait_for(lambda calls: all(call.outcome == "client_gone" for call in calls))
-            eventually(lambda: client.status()["sessions"]["active_sessions"] == 0)
+    with (
+        FakeProviderProcess(delay=60.0) as fake,
+        detached(openai_at(fake.base_url)) as supervisor,
+        supervisor.connect() as client,
+    ):
+        command = [sys.executable, "-Ic", forking, client.address]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"submitted\n"
+            fake.wait_for(lambda calls: len(calls) == 4)
+            other.kill()
+            fake.wait_for(lambda calls: all(call.outcome == "client_gone" for call in calls))
+        eventually(lambda: client.status()["sessions"]["active_sessions"] == 0)

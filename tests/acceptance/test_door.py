@@ -118,7 +118,9 @@ def test_a_large_frame_is_refused_after_the_handshake_too(supervisor: Running, a
 
 
 @pytest.mark.parametrize("shape", ["bare", "argument"])
-def test_a_pickle_with_the_right_key_is_not_opened(supervisor: Running, address: str, base_folder: Path, shape: str) -> None:
+def test_a_pickle_with_the_right_key_is_not_opened(
+    supervisor: Running, address: str, base_folder: Path, shape: str
+) -> None:
     path = base_folder / "canary"
     poison = pickle.dumps(Canary(path))
     body = poison if shape == "bare" else msgspec.msgpack.encode(("service", "call", [poison], {}))
@@ -205,7 +207,9 @@ def test_connections_beyond_the_limit_are_refused_and_admitted_again_when_there_
             except callpool.HandshakeFailed:
                 return None
 
-        clients.append(eventually(admitted))
+        admitted_one = eventually(admitted)
+        assert admitted_one is not None
+        clients.append(admitted_one)
         for client in clients:
             assert client.status()["state"] == "running"
             client.close()

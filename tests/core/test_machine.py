@@ -67,8 +67,10 @@ def test_the_life_of_a_request() -> None:
     assert to_clients(effects) == [Accepted("r1", 0)]
     assert to_workers(effects) == [Dispatch("r1", 1, "a", "m", TIMEOUT, stream=False, payload=b"{1}")]
     assert b.state("r1") == "allocated"
+    b.time += 1.0
     assert b.start("r1") == []
     assert b.state("r1") == "processing"
+    assert b.start("r1") == [], "said twice is said once"
     assert to_clients(b.do(Reported(1, Piece("r1", b.holder("r1")[1], b"p")))) == [Chunk("r1", b"p")]
     b.time += 2.0
     assert to_clients(b.finish("r1", body=b"answer")) == [Done("r1", "completed", "session_r1", 2.0, b"answer")]
@@ -88,6 +90,15 @@ def test_the_record_of_an_ended_request_keeps_the_size_of_its_payload() -> None:
     record = b.core.show("r1", Now(b.time, b.time))
     assert record is not None
     assert record.payload_bytes == 100
+
+
+def test_an_ended_request_lets_its_payload_go() -> None:
+    """The history keeps 10,000 requests; with their payloads it could be gigabytes."""
+    b = bench()
+    b.submit("r1", payload=b"x" * 100)
+    request = b.core.requests["r1"]
+    b.finish("r1")
+    assert request.payload == b""
 
 
 @pytest.mark.parametrize(
@@ -175,7 +186,9 @@ def test_a_request_that_waits_again_holds_nothing_and_its_old_deadline_does_not_
     assert b.core.ledger.accounts["a"].active == 0
     assert b.core.next_deadline() is None
     assert b.do(Tick(), after=60.0) == []
-    assert b.state("r1") == "queued"
+    record = b.core.show("r1", Now(b.time, b.time))
+    assert record is not None
+    assert (record.state, record.worker) == ("queued", None)
     assert dispatched(b.do(WorkerUp(2))) == ["r1"]
     due = b.core.next_deadline()
     assert due is not None

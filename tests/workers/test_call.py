@@ -110,6 +110,19 @@ def test_our_own_errors_pass_with_their_figures() -> None:
     assert caught.value is error
 
 
+def test_our_own_errors_come_without_the_librarys_exception_behind_them() -> None:
+    async def act() -> NoReturn:
+        try:
+            raise OSError(f"headers: {KEY}")
+        except OSError as error:
+            raise RateLimited("slow down") from error
+
+    with pytest.raises(RateLimited) as caught:
+        run(act)
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
 class TwoArguments(Exception):
     def __init__(self, first: str, second: object) -> None:
         super().__init__(f"{first}{second}")

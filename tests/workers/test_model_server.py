@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import multiprocess
@@ -71,16 +71,13 @@ def test_find_model_takes_the_gguf_file_without_importing_the_package(
     assert find_model("some-model") == package / "tiny.gguf"
 
 
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [(["some_model/__init__.py"], "carries no GGUF file"), (["some_model/tiny.gguf"], "tiny.gguf is missing")],
-)
-def test_find_model_says_what_is_wrong_with_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], words: str
+@pytest.mark.parametrize("files", [["some_model/__init__.py"], ["some_model/tiny.gguf"]], ids=["unlisted", "deleted"])
+def test_find_model_refuses_a_package_without_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str]
 ) -> None:
     _distribution(tmp_path, files)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(StartFailed, match=words):
+    with pytest.raises(StartFailed, match="'some-model' has no GGUF file"):
         find_model("some-model")
 
 
@@ -156,14 +153,20 @@ def _line(pipe: socket.socket) -> bytes:
 
 
 def _exchange(ready: Ready, method: str, path: str, key: str | None, body: str | None) -> tuple[int, bytes]:
-    address = ready.base_url.removeprefix("http://").removesuffix("/v1")
-    with closing(http.client.HTTPConnection(address, timeout=HANG)) as connection:
-        headers = {"Content-Type": "application/json"}
-        if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
-        connection.request(method, path, body, headers)
+    with closing(_connect(ready)) as connection:
+        connection.request(method, path, body, _headers(key))
         answer = connection.getresponse()
         return answer.status, answer.read()
+
+
+def _connect(ready: Ready) -> http.client.HTTPConnection:
+    address = ready.base_url.removeprefix("http://").removesuffix("/v1")
+    return http.client.HTTPConnection(address, timeout=HANG)
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
+    return headers if key is None else {**headers, "Authorization": f"Bearer {key}"}
 
 
 @contextmanager
@@ -289,6 +292,19 @@ def test_signals_to_the_whole_group_are_ignored_by_the_engine_too(server: Server
 def test_closing_the_pipe_ends_the_process(tmp_path: Path) -> None:
     with started(_options(tmp_path, log=None)) as running:
         assert running.ready.slots == 2
+        running.pipe.close()
+        running.process.join(HANG)
+        assert running.process.exitcode == 0
+
+
+@with_model
+def test_closing_the_pipe_ends_the_process_in_the_middle_of_answers(tmp_path: Path) -> None:
+    question = {**QUESTION, "stream": True, "max_tokens": 400, "ignore_eos": True}
+    with started(_options(tmp_path)) as running, ExitStack() as connections:
+        for _ in range(2):
+            connection = connections.enter_context(closing(_connect(running.ready)))
+            connection.request("POST", "/v1/chat/completions", json.dumps(question), _headers(running.ready.api_key))
+            assert connection.getresponse().readline().startswith(b"data:")
         running.pipe.close()
         running.process.join(HANG)
         assert running.process.exitcode == 0

@@ -189,9 +189,9 @@ def test_several_choices_stay_apart_and_all_must_finish() -> None:
     ]
     answer, texts, joined = join(*chunks)
     assert (answer.content, texts) == ("a", ["a", "", ""])
-    assert not joined.complete
+    before = joined.complete
     joined.add({"choices": [{"index": 1, "delta": {}, "finish_reason": "length"}]})
-    assert joined.complete
+    assert (before, joined.complete) == (False, True)
     assert [choice["message"]["content"] for choice in joined.body()["choices"]] == ["a", "b"]
 
 

@@ -46,6 +46,9 @@ DRAIN_TIMEOUT = 45.0
 END_GRACE = 5.0
 """Seconds that a supervisor gets to end when the demo has failed or was interrupted."""
 
+KILL_WAIT = 1.0
+"""Seconds for the kernel to carry out a kill."""
+
 LOG_LINES = 20
 """Lines of each log that a failure shows."""
 
@@ -165,7 +168,7 @@ class Supervisor:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, timeout=END_GRACE)
+        psutil.wait_procs(left, timeout=KILL_WAIT)
         return left
 
     def last_log_lines(self) -> str:

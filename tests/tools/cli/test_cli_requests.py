@@ -1,0 +1,203 @@
+"""`submit`, `show` and `chat` against a running supervisor, as a user, a script and a pipe use them."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess, Popen
+from typing import Any
+
+import pytest
+
+import callpool as library
+from tests import ground
+
+Run = Callable[..., CompletedProcess[str]]
+Begin = Callable[..., Popen[str]]
+SLOW = ("--provider", "fake", "--model", "slow")
+ECHO = ("--provider", "fake", "--model", "echo")
+
+
+def connect(environment: dict[str, str]) -> library.Client:
+    return library.connect(Path(environment["CALLPOOL_RUNTIME_DIR"]) / "callpool.sock")
+
+
+def state_of(environment: dict[str, str], request_id: str) -> str:
+    with connect(environment) as client:
+        state: str = client.show(request_id)["state"]
+        return state
+
+
+def read_id(process: Popen[str]) -> str:
+    """The id that a begun `submit` prints as soon as its request is taken."""
+    assert process.stderr is not None
+    word, _, request_id = process.stderr.readline().strip().partition(" ")
+    assert word == "request", word
+    return request_id
+
+
+# Submit.
+
+
+def test_the_answer_alone_is_on_standard_output_and_the_id_comes_first_on_standard_error(callpool: Run) -> None:
+    done = callpool("submit", *ECHO, "two words")
+    assert (done.returncode, done.stdout) == (0, "two words\n")
+    assert done.stderr.startswith("request req_")
+    assert len(done.stderr.splitlines()) == 1
+    shown = callpool("show", done.stderr.split()[1], "--json")
+    record = json.loads(shown.stdout)
+    assert record["state"] == "completed"
+    assert [phase["phase"] for phase in record["phases"]][0] == "RECEIVED"
+
+
+def test_json_is_one_object(callpool: Run) -> None:
+    done = callpool(
+        "submit", *ECHO, "hi", "--json", "--request-id", "mine-1", "--metadata", '{"job": 7}', "--timeout", "5",
+        "--param", "temperature=0.2", "--param", 'stop=["a"]', "--system", "be kind",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    answer = json.loads(done.stdout)
+    assert answer.keys() >= {"request_id", "provider", "model", "content", "usage", "metadata", "finish_reason", "raw"}
+    assert (answer["request_id"], answer["content"]) == ("mine-1", "hi")
+    assert answer["metadata"]["session"]["request_id"] == "mine-1"
+
+
+def test_a_stream_in_json_is_lines_the_id_first_and_the_result_last(callpool: Run) -> None:
+    done = callpool("submit", *ECHO, "one two three", "--json", "--stream")
+    first, *middle, last = map(json.loads, done.stdout.splitlines())
+    assert first.keys() == {"request_id"}
+    assert "".join(line["chunk"] for line in middle) == "one two three"
+    assert len(middle) >= 3
+    assert last["result"]["content"] == "one two three"
+    assert last["result"]["request_id"] == first["request_id"]
+
+
+def test_the_prompt_comes_from_standard_input(callpool: Run) -> None:
+    done = callpool("submit", *ECHO, "--stream", "-", input="from a pipe\nof 2 lines\n")
+    assert (done.returncode, done.stdout) == (0, "from a pipe\nof 2 lines\n")
+
+
+def test_bytes_that_are_no_text_are_refused(callpool: Run) -> None:
+    done = callpool("submit", *ECHO, "-", input=b"a\xff", text=False)
+    assert done.returncode == 2
+    assert b"UTF-8" in done.stderr  # type: ignore[operator]  # this one run is in bytes
+
+
+def test_a_models_text_cannot_command_the_terminal(callpool: Run) -> None:
+    done = callpool("submit", "--provider", "fake", "--model", "evil", "--stream", "x")
+    assert done.stdout == "a\\x1b[31mb\\x9bc\\u202ed\\r\ne\tf\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code", "param"),
+    [
+        (("--provider", "fak", "--model", "echo", "x"), 2, "unknown_provider", "provider"),
+        (("--provider", "fake", "--model", "ecko", "x"), 2, "unknown_model", "model"),
+        ((*ECHO, "--metadata", json.dumps({"a": "b" * 11_000}), "x"), 1, "metadata_too_large", "metadata"),
+        (("--provider", "fake", "--model", "limited", "x"), 1, "rate_limited", None),
+        ((*SLOW, "--timeout", "0.05", "x"), 3, "timeout", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_each_failure_has_its_status_and_is_json_on_standard_error(
+    callpool: Run, arguments: tuple[str, ...], status: int, code: str, param: str | None
+) -> None:
+    done = callpool("submit", "--json", *arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    error = json.loads(done.stderr)["error"]
+    assert error.keys() == {"code", "message", "param", "hint"}
+    assert (error["code"], error["param"]) == (code, param)
+
+
+def test_ctrl_c_cancels_the_request_and_waits_for_the_word(supervisor: dict[str, str], begin: Begin) -> None:
+    process = begin(supervisor, "submit", *SLOW, "x")
+    request_id = read_id(process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert request_id in err
+    assert "cancel" in err
+    assert "Traceback" not in err
+    assert state_of(supervisor, request_id) == "cancelled"
+
+
+def test_an_answer_without_text_is_said(callpool: Run) -> None:
+    done = callpool("submit", "--provider", "fake", "--model", "silent", "x")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no text" in done.stderr
+
+
+def test_a_reader_that_goes_away_ends_the_command_by_sigpipe_and_the_request(
+    supervisor: dict[str, str], begin: Begin
+) -> None:
+    process = begin(supervisor, "submit", "--provider", "fake", "--model", "drip", "--stream", "word " * 100)
+    request_id = read_id(process)
+    assert process.stdout is not None
+    assert process.stdout.read(1) == "w"
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (-signal.SIGPIPE, "")
+    ground.wait_for("the request's end", lambda: state_of(supervisor, request_id) == "cancelled")
+
+
+def test_a_full_disk_is_told_in_one_line(callpool: Run) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = callpool("submit", *ECHO, "x", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == ["callpool: error: No space left on device"]
+
+
+# Show.
+
+
+def test_show_is_a_table_of_phases(callpool: Run) -> None:
+    callpool("submit", *ECHO, "x", "--request-id", "shown")
+    shown = callpool("show", "shown")
+    assert shown.returncode == 0
+    lines = shown.stdout.splitlines()
+    assert lines[0].split() == ["request", "shown"]
+    assert {"RECEIVED", "PROVIDER_CALL_START", "COMPLETED"} <= {line.split()[0] for line in lines}
+    assert max(map(len, lines)) <= 80
+
+
+def test_an_unknown_id_is_a_clear_error(callpool: Run) -> None:
+    done = callpool("show", "nobody")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[0] == "callpool: error: no request 'nobody'"
+
+
+# Chat.
+
+
+def test_piped_questions_give_answers_alone(callpool: Run) -> None:
+    done = callpool("chat", *ECHO, input="first\n\nsecond one\n/reset\nthird\n/quit\nfourth\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "first\nsecond one\nthird\n", "")
+
+
+def test_the_first_error_ends_a_piped_chat(callpool: Run) -> None:
+    done = callpool("chat", "--provider", "fake", "--model", "limited", input="first\nsecond\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_dialogue_on_a_terminal(supervisor: dict[str, str], on_terminal: Callable[..., Any]) -> None:
+    screen = on_terminal(supervisor, "chat", "--provider", "fake", "--model", "drip")
+    screen.until("> ")
+    screen.press("a b c d e f g h\n")
+    screen.until("\na")  # the echo of the keys is on the prompt's line
+    screen.interrupt()
+    screen.until("(stopped)")
+    screen.until("> ")
+    screen.press("/nothing\n")
+    screen.until("there is no /nothing")
+    screen.press("/reset\n")
+    screen.until("(forgotten)")
+    screen.until("> ")
+    screen.press("\x04")
+    status, _ = screen.rest()
+    assert status == 0
+    with connect(supervisor) as client:
+        ground.wait_for("no call left", lambda: client.status()["sessions"]["active_sessions"] == 0)

@@ -1,0 +1,270 @@
+"""What the command line prints, without a supervisor: escapes, figures, tables, errors and their exit statuses."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from typing import Any
+
+import pytest
+
+from callpool import errors
+from callpool.manager.client import Client
+from callpool.manager.exits import Exit
+from callpool.tools.cli import failures, options, tables, terminal
+from callpool.tools.cli.app import run
+from callpool.tools.cli.figures import bar, byte_size, counted, span
+
+ESCAPE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("CALLPOOL_ADDRESS", raising=False)
+    monkeypatch.delenv("CALLPOOL_DEBUG", raising=False)
+
+
+# What came from outside is shown, never obeyed.
+
+
+def test_control_characters_are_shown_as_escapes() -> None:
+    outside = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x202E, 0x2028, 0xD800, 0xE0041]))
+    shown = terminal.safe(outside)
+    assert ESCAPE.search(shown) is None
+    assert shown.encode()
+    assert "\t\n" in shown
+    assert "\\x1b" in shown
+    assert "\\u202e" in shown
+    assert terminal.safe("月 é 👍🏽 x") == "月 é 👍🏽 x"
+
+
+def test_json_has_the_same_characters_as_its_own_escapes() -> None:
+    value = {"text": "a\x1b[31m\x9b\u202e\ud800\U000e0041月"}
+    line = terminal.as_json(value)
+    assert json.loads(line) == value
+    assert ESCAPE.search(line) is None
+    assert "月" in line
+
+
+def test_a_line_stays_a_line() -> None:
+    assert terminal.one_line("a\nb\r") == "a\\nb\\r"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3_725, "1 h 2 min"), (90_000, "1 d 1 h"), (864_000, "10 d 0 h")],
+)
+def test_a_span_has_its_two_largest_units(seconds: float, shown: str) -> None:
+    assert span(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (30_408_704, "29 MiB"), (2**30, "1.0 GiB"), (2**60, "1048576 TiB")],
+)
+def test_a_byte_size_has_a_unit(count: int, shown: str) -> None:
+    assert byte_size(count) == shown
+
+
+def test_a_bar_is_empty_only_for_nothing_and_full_only_for_all() -> None:
+    assert [bar(part, 50, unicode=False) for part in (0, 1, 49, 50, 60)] == [
+        "..........", "#.........", "#########.", "##########", "##########",
+    ]  # fmt: skip
+    assert bar(1, 2, unicode=True) == "█████░░░░░"
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "request") for number in (0, 1, 2)] == ["0 requests", "1 request", "2 requests"]
+
+
+# Tables.
+
+FACTS: dict[str, Any] = {
+    "state": "running",
+    "pid": 1234,
+    "version": "0.1.0",
+    "address": "/run/user/1000/callpool/callpool.sock",
+    "uptime_seconds": 3_725.0,
+    "sessions": {
+        **{f"total_sessions_{outcome}": 1_000_000 for outcome in ("completed", "error", "timeout", "cancelled", "interrupted")},
+        "active_sessions": 200,
+        "peak_concurrent_sessions": 200,
+    },
+    "queue": {"requests": 10_000, "bytes": 268_435_456},
+    "clients_with_requests": 1,
+    "workers": [
+        {"id": 0, "pid": None, "state": "down", "active": 0, "restarts": 3, "last_death": "was killed by SIGKILL " * 9},
+    ],
+    "accounts": [
+        {"name": "kimi", "active": 50, "limit": 50, "queued": 7, "closed": None},
+        {"name": "n" * 64, "active": 1, "limit": 200, "queued": 0, "closed": "its \x1b[31mserver " * 9},
+    ],
+    "model_servers": [{"provider": "local", "pid": 1, "state": "starting", "restarts": 0}],
+}
+
+
+def test_status_keeps_to_80_columns_and_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show_status(FACTS)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert ESCAPE.search(shown) is None
+    for text in ("1234", "1 h 2 min", "200 active", "10000 requests", "256 MiB", "1 client", "50/50", "closed", "\\x1b"):
+        assert text in shown
+    assert "".join(shown.split()).count("n") >= 64
+
+
+def test_a_record_that_has_not_ended_has_no_last_duration(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {
+        "request_id": "r1", "session_id": "s1", "client": "c1", "provider": "fake", "model": "m", "state": "processing",
+        "attempt": 1, "worker": None, "timeout": 30.0, "metadata_bytes": 2, "payload_bytes": 9, "duration": 1.5,
+        "fault": {"code": "timeout", "message": "too\x1b long"},
+        "phases": [
+            {"phase": "RECEIVED", "at": 1_700_000_000.0, "after_seconds": 0.0},
+            {"phase": "QUEUED", "at": 1_700_000_000.5, "after_seconds": 0.5},
+        ],
+    }  # fmt: skip
+    tables.show_record(record)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split() == ["RECEIVED", "0.000", "s", "0.500", "s"]
+    assert lines[-1].split() == ["QUEUED", "0.500", "s"]
+    assert any("too\\x1b long" in line for line in lines)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.ConfigError("x"), 78),
+        (errors.AlreadyRunning("x"), 75),
+        (errors.KeyInUse("x"), 75),
+        (errors.UnsafePath("x"), 77),
+        (errors.NotRunning("x"), 69),
+        (errors.ConnectionLost("x"), 69),
+        (errors.HandshakeFailed("x"), 69),
+        (errors.RequestTimeout("x"), 3),
+        (errors.RequestCancelled("x"), 3),
+        (errors.WorkerLost("x"), 3),
+        (errors.UnknownModel("x"), 2),
+        (errors.RateLimited("x"), 1),
+        (errors.UnknownRequest("x"), 1),
+        (errors.StartFailed("x"), 1),
+        (errors.CallpoolError("x"), 70),
+        (errors.CallpoolError("x", code="of_a_newer_peer"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_error_has_its_exit_status(error: errors.CallpoolError, status: int) -> None:
+    assert failures.status_of(error) == status
+
+
+def test_an_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    failures.tell(errors.BadInput("no \x1b[31mgood", hint="try\nit"), as_json=False)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "callpool: error: no \\x1b[31mgood\nhint: try\\nit\n")
+
+
+def test_an_error_in_json_has_the_four_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    failures.tell(errors.BadInput("no", param="model"), as_json=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(err) == {"error": {"code": "bad_input", "message": "no", "param": "model", "hint": None}}
+
+
+def test_a_defect_is_one_line_and_a_traceback_only_on_demand(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defect = KeyError("x")
+    assert failures.tell_defect(defect, as_json=False) == Exit.INTERNAL
+    first, hint, *more = capsys.readouterr().err.splitlines()
+    assert first == "callpool: error: KeyError: 'x'"
+    assert "CALLPOOL_DEBUG=1" in hint
+    assert not more
+    monkeypatch.setenv("CALLPOOL_DEBUG", "1")
+    try:
+        raise defect
+    except KeyError as raised:
+        failures.tell_defect(raised, as_json=False)
+    assert "Traceback" in capsys.readouterr().err
+
+
+# The command line itself, wrong in every way.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["statsu"], "Did you mean 'status'"),
+        (["status", "--jsn"], "--json"),
+        (["submit"], "PROMPT"),
+        (["submit", "hi", "--provider", "p"], "--model"),
+        (["submit", "", "--provider", "p", "--model", "m"], "empty"),
+        (["submit", "hi", "--provider", "p", "--model", "m", "--param", "a"], "NAME=JSON"),
+        (["submit", "hi", "--provider", "p", "--model", "m", "--param", "a=b"], "not JSON"),
+        (["submit", "hi", "--provider", "p", "--model", "m", "--param", "a=NaN"], "not JSON"),
+        (["submit", "hi", "--provider", "p", "--model", "m", "--param", "a=" + "[" * 100_000], "nested"),
+        (["submit", "hi", "--provider", "p", "--model", "m", "--param", "a=1", "--param", "a=2"], "twice"),
+        (["submit", "hi", "--provider", "p", "--model", "m", "--param", "timeout=1"], "--timeout"),
+        (["submit", "hi", "--provider", "p", "--model", "m", "--metadata", "[1]"], "object"),
+        (["submit", "hi", "--provider", "p", "--model", "m", "--metadata", "{"], "not JSON"),
+        (["submit", "hi", "--provider", "p", "--model", "m", "--timeout", "soon"], "--timeout"),
+        (["submit", "hi", "--api-key", "secret"], "--api-key"),
+        (["stop", "--timeout", "nan"], "--timeout"),
+        (["stop", "--timeout", "-1"], "--timeout"),
+        (["start", "--json"], "--detach"),
+        (["show"], "ID"),
+        (["config", "chek"], "check"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
+)
+def test_a_wrong_command_line_is_told_in_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == Exit.USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    if "--json" in arguments:
+        assert json.loads(err)["error"]["code"] == "usage"
+    else:
+        error, hint = err.splitlines()
+        assert error.startswith("callpool: error: ")
+        assert hint.startswith("hint: see `callpool")
+    assert said in err
+    assert "secret" not in err
+
+
+def test_every_argument_of_submit_is_kept_from_parameters() -> None:
+    own = set(inspect.signature(Client.submit).parameters) - {"parameters"}
+    assert own == {"self", *options._OWN_OPTIONS}
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["start"], ["submit"], ["chat"], ["show"], ["status"], ["workers"], ["stop"], ["config"], ["config", "check"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_is_there_and_keeps_to_80_columns(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--help"]) == Exit.OK
+    shown = capsys.readouterr().out
+    assert "Usage: " + " ".join(["callpool", *command]) in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_without_a_command_there_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == Exit.USAGE
+    out, err = capsys.readouterr()
+    assert "Usage: callpool" in out + err
+    assert "error" not in err
+
+
+def test_an_unforeseen_exception_does_not_get_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_address: str | None) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("callpool.tools.cli.status.connect", broken)
+    assert run(["status"]) == Exit.INTERNAL
+    assert "callpool: error: ZeroDivisionError: by zero" in capsys.readouterr().err

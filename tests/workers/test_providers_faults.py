@@ -1,0 +1,339 @@
+"""Everything that the fake provider can do wrong, plain and streamed, on both event loops.
+
+Each case ends in its class within its deadline, leaves no connection, task or descriptor behind, and the next call on the same
+provider object works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+import pytest
+import uvloop
+
+from callpool.manager.errors import (
+    BrokenAnswer,
+    CallpoolError,
+    CredentialRefused,
+    ModelGone,
+    ProviderError,
+    ProviderRejected,
+    ProviderUnreachable,
+    RateLimited,
+    RequestTimeout,
+)
+from callpool.tools.testing.fake_provider import FAULTS, CallRecord, FakeProvider
+from callpool.workers.call import run_call
+from callpool.workers.providers.base import Answer, Call
+from callpool.workers.providers.openai_compatible import Bounds, OpenAICompatible
+from callpool.workers.providers.presets import PRESETS
+from callpool.workers.providers.secret import Secret
+
+KEY = "sk-0123456789abcdef"
+HANG = 10.0
+SOON = 0.05
+"""Seconds of a deadline that is meant to be reached."""
+BOUNDS = Bounds(answer=1 << 20, stream=2 << 20, event=1 << 18)
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+Outcome = type[CallpoolError] | str
+"""An error class, or the finish reason of an answer ("" where it has none)."""
+
+HANGING = ["silence", "silent_stream", "header_drip", "body_drip", "stream_drip_forever"]
+BREAKING = [
+    "close_before_headers",
+    "reset",
+    "reset_mid_body",
+    "short_body",
+    "garbage",
+    "cut_stream",
+    "invalid_chunk",
+    "wrong_length",
+    "duplicate_length",
+    "huge_header",
+]
+WIRE = [*HANGING, *BREAKING, "sse_endless"]
+
+OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
+    **dict.fromkeys(HANGING, (RequestTimeout, RequestTimeout)),
+    **dict.fromkeys(BREAKING, (ProviderUnreachable, ProviderUnreachable)),
+    **dict.fromkeys(
+        ("html_200", "bad_json", "bad_json_event", "empty_choices", "sse_huge_line", "sse_endless", "gzip_bomb"),
+        (BrokenAnswer, BrokenAnswer),
+    ),
+    # A plain answer is whole when its JSON is; a stream is whole only with its finish reason.
+    "no_done": ("", BrokenAnswer),
+    "no_finish": ("", BrokenAnswer),
+    **dict.fromkeys(("error_object_200", "error_event", "http_500", "http_503"), (ProviderError, ProviderError)),
+    **dict.fromkeys(("x_should_retry_false", "html_504", "overload", "redirect_loop"), (ProviderError, ProviderError)),
+    **dict.fromkeys(("bad_request", "content_filter"), (ProviderRejected, ProviderRejected)),
+    **dict.fromkeys(("unauthorized", "quota"), (CredentialRefused, CredentialRefused)),
+    "model_gone": (ModelGone, ModelGone),
+    **dict.fromkeys(("limit_concurrency", "limit_rpm", "limit_tpm", "limit_tpd"), (RateLimited, RateLimited)),
+    **dict.fromkeys([name for name in FAULTS if name.startswith("retry_after_")], (RateLimited, RateLimited)),
+    "arrears": (RateLimited, RateLimited),  # GLM's code, which only GLM's preset knows
+    **dict.fromkeys(("usage_top", "usage_choice", "usage_final"), ("stop", "stop")),
+    **dict.fromkeys(("length", "reasoning_only_length"), ("length", "length")),
+    "finish_sensitive": ("sensitive", "sensitive"),
+    "finish_network_error": ("network_error", "network_error"),  # a failure only for those who use this word
+    "finish_context_exceeded": ("model_context_window_exceeded", "model_context_window_exceeded"),
+}
+
+
+class Recorder:
+    """A progress that remembers."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.texts: list[str] = []
+
+    async def started(self) -> None:
+        self.starts += 1
+
+    async def chunk(self, text: str, raw: dict[str, Any] | None) -> None:
+        self.texts.append(text)
+
+
+def make_call(*, stream: bool = False, timeout: float = HANG, **fake: Any) -> Call:
+    return Call(
+        request_id="req_1",
+        attempt=1,
+        provider="fake",
+        model="m",
+        stream=stream,
+        timeout=timeout,
+        messages=[{"role": "user", "content": "the quick brown fox"}],
+        parameters={"fake": fake},
+    )
+
+
+@asynccontextmanager
+async def fake_and_provider(dialect: str = "openai") -> AsyncIterator[tuple[FakeProvider, OpenAICompatible]]:
+    async with FakeProvider(dialect=dialect, api_key=KEY) as fake:
+        provider = OpenAICompatible(PRESETS[dialect], Secret(KEY), base_url=fake.base_url, limit=8, bounds=BOUNDS)
+        yield fake, provider
+        await provider.close()
+
+
+async def outcome_of(provider: OpenAICompatible, call: Call, progress: Recorder) -> Answer | CallpoolError:
+    try:
+        return await run_call(provider, call, progress)
+    except CallpoolError as error:
+        return error
+
+
+def all_ended(calls: list[CallRecord]) -> bool:
+    return all(call.outcome != "open" for call in calls)
+
+
+def test_every_fault_has_an_outcome() -> None:
+    assert set(OUTCOMES) == set(FAULTS)
+
+
+# Workers run uvloop; what depends on the loop is how connections break.
+CASES = [("uvloop", fault) for fault in OUTCOMES] + [("asyncio", fault) for fault in WIRE]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize(("loop", "fault"), CASES)
+def test_fault(loop: str, fault: str, *, stream: bool) -> None:
+    async def main() -> None:
+        progress = Recorder()
+        options: dict[str, Any] = {"fault": fault}
+        if fault in HANGING:
+            options["chunk_delay"] = 0.005
+        if fault in ("sse_huge_line", "gzip_bomb"):
+            options["size"] = 1 << 23
+        async with fake_and_provider() as (fake, provider):
+            call = make_call(stream=stream, timeout=SOON if fault in HANGING else HANG, **options)
+            found = await outcome_of(provider, call, progress)
+            check(found, OUTCOMES[fault][stream], progress)
+            assert len(fake.calls) == progress.starts == 1, "one call is one request, started once"
+            await fake.wait_for(all_ended)
+            assert (
+                await run_call(provider, make_call(stream=stream), Recorder())
+            ).content == "echo: the quick brown fox"
+            assert fake.active == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    before = psutil.Process().num_fds()
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+    assert psutil.Process().num_fds() == before
+
+
+def check(found: Answer | CallpoolError, expected: Outcome, progress: Recorder) -> None:
+    if isinstance(expected, str):
+        assert isinstance(found, Answer), found
+        assert (found.finish_reason or "") == expected
+        assert found.usage["total_tokens"] > 0
+        assert not progress.texts or "".join(progress.texts) == found.content
+        return
+    assert type(found) is expected, found
+    assert isinstance(found, CallpoolError)
+    assert (found.provider, found.model) == ("fake", "m")
+    assert (found.__cause__, found.__context__) == (None, None)
+    assert KEY not in f"{found} {found.details}"
+    assert found.message.isprintable()
+    assert "the quick" not in found.message, "an answer's text has no place in a message"
+    if expected is not RequestTimeout:
+        assert isinstance(found.retryable, bool)
+    if progress.texts and expected is not RequestTimeout:
+        assert found.partial == "".join(progress.texts)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kimi", "glm"),
+    [
+        ("bad_request", ProviderRejected, ProviderRejected),
+        ("content_filter", ProviderRejected, ProviderRejected),
+        ("unauthorized", CredentialRefused, CredentialRefused),
+        ("model_gone", ModelGone, ModelGone),
+        ("overload", ProviderError, ProviderError),
+        ("quota", CredentialRefused, CredentialRefused),
+        ("arrears", RateLimited, CredentialRefused),
+        ("limit_concurrency", RateLimited, RateLimited),
+        ("limit_rpm", RateLimited, RateLimited),
+        ("limit_tpm", RateLimited, RateLimited),
+        ("limit_tpd", RateLimited, RateLimited),
+        ("http_500", ProviderError, ProviderError),
+        ("http_503", ProviderError, ProviderError),
+        ("error_event", ProviderError, ProviderError),
+        ("error_object_200", ProviderError, ProviderError),
+        ("finish_network_error", "network_error", ProviderError),
+        ("finish_sensitive", "sensitive", "sensitive"),
+        ("usage_choice", "stop", "stop"),
+    ],
+)
+def test_fault_in_other_dialects(fault: str, kimi: Outcome, glm: Outcome) -> None:
+    async def main() -> None:
+        for dialect, expected in (("kimi", kimi), ("glm", glm)):
+            async with fake_and_provider(dialect) as (_, provider):
+                for stream in (False, True):
+                    progress = Recorder()
+                    found = await outcome_of(provider, make_call(stream=stream, fault=fault), progress)
+                    check(found, expected, progress)
+
+    asyncio.run(main())
+
+
+def test_text_until_the_break_is_kept() -> None:
+    async def main() -> None:
+        async with fake_and_provider() as (_, provider):
+            for fault in ("cut_stream", "bad_json_event", "error_event", "no_finish", "short_body"):
+                progress = Recorder()
+                found = await outcome_of(provider, make_call(stream=True, fault=fault), progress)
+                assert isinstance(found, ProviderError)
+                assert found.partial == "".join(progress.texts) != ""
+
+    asyncio.run(main())
+
+
+def test_reasoning_that_reached_the_limit_is_an_answer() -> None:
+    async def main() -> None:
+        async with fake_and_provider() as (_, provider):
+            for stream in (False, True):
+                answer = await run_call(provider, make_call(stream=stream, fault="reasoning_only_length"), Recorder())
+                assert (answer.content, answer.finish_reason) == ("", "length")
+                assert answer.reasoning_content == "first, let us consider"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [
+        ("retry_after_seconds", 1.0),
+        ("retry_after_zero", 0.0),
+        ("retry_after_huge", 3600.0),
+        ("retry_after_exponent", 3600.0),
+        ("retry_after_past_date", 0.0),
+        ("retry_after_nonsense", None),
+        ("retry_after_negative", None),
+        ("retry_after_inf", None),
+        ("retry_after_nan", None),
+    ],
+)
+def test_retry_after_reaches_the_error(fault: str, seconds: float | None) -> None:
+    async def main() -> None:
+        async with fake_and_provider() as (_, provider):
+            with pytest.raises(RateLimited) as caught:
+                await run_call(provider, make_call(fault=fault), Recorder())
+            assert caught.value.retry_after == seconds
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", ["silence", "silent_stream", "stream_drip_forever", "sse_endless", None])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_cancelled_call_is_gone_at_the_provider(loop: str, fault: str | None) -> None:
+    async def main() -> None:
+        async with fake_and_provider() as (fake, provider):
+            options: dict[str, Any] = {"fault": fault} if fault else {"delay": HANG}
+            task = asyncio.ensure_future(run_call(provider, make_call(stream=True, **options), Recorder()))
+            await fake.wait_for(
+                lambda calls: bool(calls) and (calls[0].first_byte is not None or fault != "sse_endless")
+            )
+            task.cancel()
+            await asyncio.wait([task], timeout=HANG)
+            assert task.cancelled()
+            [call] = await fake.wait_for(all_ended)
+            assert call.outcome == "client_gone"
+            assert (await run_call(provider, make_call(), Recorder())).finish_reason == "stop"
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    before = psutil.Process().num_fds()
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_cancel_while_the_client_does_not_take_chunks_closes_too() -> None:
+    class Stuck(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stuck = asyncio.Event()
+
+        async def chunk(self, text: str, raw: dict[str, Any] | None) -> None:
+            self.stuck.set()
+            await asyncio.get_running_loop().create_future()
+
+    async def main() -> None:
+        async with fake_and_provider() as (fake, provider):
+            progress = Stuck()
+            task = asyncio.ensure_future(run_call(provider, make_call(stream=True, fault="sse_endless"), progress))
+            await progress.stuck.wait()
+            task.cancel()
+            await asyncio.wait([task], timeout=HANG)
+            assert task.cancelled()
+            [call] = await fake.wait_for(all_ended)
+            assert call.outcome == "client_gone"
+
+    asyncio.run(main())
+
+
+def test_the_next_calls_use_the_same_connection() -> None:
+    async def main() -> None:
+        async with fake_and_provider() as (fake, provider):
+            for stream in (False, True, False):
+                await run_call(provider, make_call(stream=stream), Recorder())
+            await outcome_of(provider, make_call(fault="limit_rpm"), Recorder())
+            await run_call(provider, make_call(), Recorder())
+            assert {call.connection for call in fake.calls} == {1}
+
+    asyncio.run(main())
+
+
+def test_no_more_connections_than_the_limit() -> None:
+    async def main() -> None:
+        async with FakeProvider(delay=0.01) as fake:
+            provider = OpenAICompatible(PRESETS["openai"], None, base_url=fake.base_url, limit=3)
+            await asyncio.gather(*(run_call(provider, make_call(), Recorder()) for _ in range(12)))
+            assert fake.peak_active == 3
+            await provider.close()
+
+    asyncio.run(main())
