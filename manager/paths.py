@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from callpool.manager.errors import ConfigError
+
 LONGEST_SOCKET_PATH: Final = 103 if sys.platform == "darwin" else 107
 """Bytes: `sun_path` has 104 on macOS and 108 on Linux, with the NUL at its end."""
 _SHORT_ROOT: Final = "/tmp"  # noqa: S108 - not TMPDIR, which may be long, and may differ between client and supervisor

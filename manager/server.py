@@ -60,7 +60,7 @@ class ManagerServer:
         self.clients: dict[str, Connection] = {}
         """client id → connection that has proved itself."""
         self.refused_connections = 0
-        self._connections: set[Connection] = set()
+        self.open_connections: set[Connection] = set()
         """Every open connection, those that still shake hands included."""
         self._max_connections = max_connections
         self._listener: socket.socket | None = None
@@ -103,7 +103,7 @@ class ManagerServer:
         self.stop_listening()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for connection in list(self._connections):
+        for connection in list(self.open_connections):
             connection.close()
 
     def send(self, client: str, event: ClientEvent) -> None:
@@ -142,15 +142,15 @@ class ManagerServer:
             self.refused_connections += 1
             accepted.close()
             return
-        if len(self._connections) >= self._max_connections:
-            log.warning("refused a connection of pid %s: %s are open", credentials.pid, len(self._connections))
+        if len(self.open_connections) >= self._max_connections:
+            log.warning("refused a connection of pid %s: %s are open", credentials.pid, len(self.open_connections))
             self.refused_connections += 1
             accepted.close()
             return
         accepted.setblocking(False)
         self._serial += 1
         connection = Connection(self, f"client_{self._serial}", credentials.pid)
-        self._connections.add(connection)
+        self.open_connections.add(connection)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, accepted))
         self._admitting.add(task)
         task.add_done_callback(self._admitting.discard)
@@ -158,7 +158,7 @@ class ManagerServer:
     def _sweep(self) -> None:
         """End connections that are past a deadline. Once a second, over the connections alone."""
         now = self._loop.time()
-        for connection in [each for each in self._connections if each.overdue(now)]:
+        for connection in [each for each in self.open_connections if each.overdue(now)]:
             connection.abort("it kept the supervisor waiting beyond the deadline")
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
@@ -168,6 +168,6 @@ class ManagerServer:
 
     def closed(self, connection: Connection) -> None:
         """A connection has ended."""
-        self._connections.discard(connection)
+        self.open_connections.discard(connection)
         if self.clients.pop(connection.client_id, None) is not None:
             self.service.client_gone(connection.client_id)

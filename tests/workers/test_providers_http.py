@@ -372,9 +372,12 @@ def test_a_large_request_arrives_whole() -> None:
     asyncio.run(main())
 
 
-def test_a_refusal_before_the_request_was_read_does_not_wait_for_the_upload() -> None:
+def test_a_refusal_before_the_request_was_read_does_not_wait_for_the_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider reads no more, says no, and does not even end what it says."""
+
     async def too_large(exchange: Exchange) -> None:
-        await exchange.send(b'{"error": {"message": "too large"}}', status="413 Too Large")
+        exchange.writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 1000\r\n\r\ntoo large")
+        await exchange.writer.drain()
 
     async def main() -> None:
         async with serving(too_large, reads_bodies=False) as (_, url):
@@ -383,6 +386,7 @@ def test_a_refusal_before_the_request_was_read_does_not_wait_for_the_upload() ->
                 await run_call(provider, make_call(content="x" * (16 << 20)), Recorder())
             await provider.close()
 
+    monkeypatch.setattr(openai_compatible, "REFUSAL_WAIT", 0.05)
     asyncio.run(main())
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from callpool.tools.cli.app import run
+
 PROGRAM = (sys.executable, "-Im", "callpool")
 HANG = 30.0
 """Seconds after which a command counts as hanging."""
@@ -82,6 +84,27 @@ def supervisor() -> Iterator[dict[str, str]]:
 def callpool(supervisor: dict[str, str]) -> Run:
     """The program, talking to that supervisor: `callpool("submit", …)`; keywords are those of `subprocess.run`."""
     return lambda *arguments, **options: _run(supervisor, *arguments, **options)
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The program within this process, where starting one would show nothing more: a fifth of a second saved each time."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "CALLPOOL_ADDRESS", "CALLPOOL_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: str) -> CompletedProcess[str]:
+        status = run(arguments)
+        return CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def asking(inside: Run, supervisor: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same, talking to the running supervisor."""
+    monkeypatch.setenv("CALLPOOL_RUNTIME_DIR", supervisor["CALLPOOL_RUNTIME_DIR"])
+    return inside
 
 
 @pytest.fixture

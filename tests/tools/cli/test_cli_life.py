@@ -61,7 +61,7 @@ def read_until(process: Popen[str], text: str) -> str:
     raise AssertionError(f"it ended without saying {text!r}")
 
 
-def test_a_daemon_starts_once_and_stops_for_good(alone: Run, config: str) -> None:
+def test_a_daemon_starts_once_and_stops_for_good(alone: Run, inside: Run, config: str) -> None:
     started = alone("start", "--detach", "--config", config)
     assert (started.returncode, started.stderr) == (0, "")
     with library.connect() as client:
@@ -69,7 +69,7 @@ def test_a_daemon_starts_once_and_stops_for_good(alone: Run, config: str) -> Non
         assert f"pid {pid}" in started.stdout
         assert client.address in started.stdout
 
-        again = alone("start", "--detach", "--config", config)
+        again = inside("start", "--detach", "--config", config)
         assert (again.returncode, again.stdout) == (Exit.ALREADY_RUNNING, "")
         assert f"already running (pid {pid})" in again.stderr
         assert client.address in again.stderr
@@ -85,13 +85,13 @@ def test_a_daemon_starts_once_and_stops_for_good(alone: Run, config: str) -> Non
     with pytest.raises(library.NotRunning):
         library.connect()
 
-    nobody = alone("stop", "--json")
+    nobody = inside("stop", "--json")
     assert (nobody.returncode, nobody.stdout) == (Exit.NOT_RUNNING, "")
     assert json.loads(nobody.stderr)["error"]["code"] == "not_running"
 
 
 def test_ctrl_c_leaves_a_drain_going_on_and_a_second_stop_may_shorten_it(
-    alone: Run, begin: Begin, config: str, environment: dict[str, str]
+    alone: Run, inside: Run, begin: Begin, config: str, environment: dict[str, str]
 ) -> None:
     alone("start", "--detach", "--config", config)
     request = begin(environment, "submit", "--provider", "fake", "--model", "slow", "x")
@@ -105,7 +105,7 @@ def test_ctrl_c_leaves_a_drain_going_on_and_a_second_stop_may_shorten_it(
         assert "the drain goes on" in err
         assert "Traceback" not in err
         assert client.status()["state"] == "draining"
-        refused = alone("submit", "--provider", "fake", "--model", "slow", "x")
+        refused = inside("submit", "--provider", "fake", "--model", "slow", "x")
         assert refused.returncode == Exit.FAILED
         assert "shutting down" in refused.stderr
 
@@ -158,9 +158,9 @@ def test_the_foreground_is_the_same_process_and_ctrl_c_drains_it(
     assert "drained: " in err
 
 
-def test_an_unsafe_directory_is_refused(alone: Run, config: str) -> None:
+def test_an_unsafe_directory_is_refused(inside: Run, config: str) -> None:
     Path(os.environ["CALLPOOL_HOME"]).chmod(0o755)
-    done = alone("start", "--detach", "--config", config)
+    done = inside("start", "--detach", "--config", config)
     assert (done.returncode, done.stdout) == (Exit.NOT_ALLOWED, "")
     assert os.environ["CALLPOOL_HOME"] in done.stderr
 
@@ -168,16 +168,19 @@ def test_an_unsafe_directory_is_refused(alone: Run, config: str) -> None:
 # The configuration.
 
 
-def test_a_good_configuration_is_shown_without_the_value_of_a_key(alone: Run, base_folder: Path) -> None:
+def test_a_good_configuration_is_shown_without_the_value_of_a_key(
+    inside: Run, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = base_folder / "callpool.toml"
     path.write_text('[providers.kimi]\nkind = "kimi"\n[providers.glm]\nkind = "glm"\napi_key_env = "GLM_KEY"\n')
-    given = {"KIMI_API_KEY": "sk-secret-value"}
-    done = alone("config", "check", "--config", str(path), env=given)
+    monkeypatch.setenv("KIMI_API_KEY", "sk-secret-value")
+    done = inside("config", "check", "--config", str(path))
     assert (done.returncode, done.stderr) == (0, "")
     assert "set (env:KIMI_API_KEY)" in done.stdout
     assert "missing (env:GLM_KEY)" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    data = alone("config", "check", "--json", env=given | {"CALLPOOL_CONFIG": str(path)})
+    monkeypatch.setenv("CALLPOOL_CONFIG", str(path))
+    data = inside("config", "check", "--json")
     facts = json.loads(data.stdout)
     assert facts["file"] == str(path)
     assert facts["supervisor"]["max_concurrent_sessions"] == 200
@@ -188,26 +191,31 @@ def test_a_good_configuration_is_shown_without_the_value_of_a_key(alone: Run, ba
 
 
 @pytest.mark.parametrize("command", [("config", "check"), ("start", "--detach")], ids=" ".join)
-def test_a_bad_configuration_is_refused_with_every_problem(alone: Run, base_folder: Path, command: tuple[str, ...]) -> None:
+def test_a_bad_configuration_is_refused_with_every_problem(
+    inside: Run, base_folder: Path, command: tuple[str, ...]
+) -> None:
     path = base_folder / "callpool.toml"
     path.write_text('[supervisor]\nworkerz = 2\nmax_metadata_size = -1\n[providers.p]\nkind = "kimmi"\n')
-    done = alone(*command, "--config", str(path))
+    done = inside(*command, "--config", str(path))
     assert (done.returncode, done.stdout) == (Exit.CONFIG, "")
     first, *lines = done.stderr.splitlines()
     assert first == "callpool: error: the configuration is refused, 3 problems:"
     assert [line.partition(": ")[0] for line in lines] == [f"{path}:{number}" for number in (2, 3, 5)]
-    data = alone(*command, "--config", str(path), "--json")
+    data = inside(*command, "--config", str(path), "--json")
     assert data.returncode == Exit.CONFIG
     assert json.loads(data.stderr)["error"]["code"] == "config_invalid"
 
 
-def test_a_configuration_that_is_not_there_is_one_line(alone: Run) -> None:
-    done = alone("config", "check", "--config", "/nowhere/callpool.toml")
+def test_a_configuration_that_is_not_there_is_one_line(inside: Run) -> None:
+    done = inside("config", "check", "--config", "/nowhere/callpool.toml")
     assert (done.returncode, done.stderr) == (Exit.CONFIG, "callpool: error: /nowhere/callpool.toml: no such file\n")
 
 
-def test_without_a_configuration_the_defaults_are_shown(alone: Run, base_folder: Path) -> None:
-    done = alone("config", "check", env={"XDG_CONFIG_HOME": str(base_folder)})
+def test_without_a_configuration_the_defaults_are_shown(
+    inside: Run, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(base_folder))
+    done = inside("config", "check")
     assert done.returncode == 0
     assert "no configuration file" in done.stdout
     assert "no provider" in done.stdout

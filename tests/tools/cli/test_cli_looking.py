@@ -20,7 +20,7 @@ HEAVY = {"rich", "psutil", "aiohttp", "uvloop", "callpool.manager.launch", "call
 """What a status in JSON has no use for."""
 
 
-def test_status_in_json_has_what_programs_rely_on(callpool: Run) -> None:
+def test_status_in_json_has_what_programs_rely_on(callpool: Run, asking: Run) -> None:
     done = callpool("status", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     facts = json.loads(done.stdout)
@@ -29,17 +29,17 @@ def test_status_in_json_has_what_programs_rely_on(callpool: Run) -> None:
     assert {"total_sessions", "active_sessions", "peak_concurrent_sessions"} <= facts["sessions"].keys()
     assert all({"pid", "state", "active", "restarts"} <= worker.keys() for worker in facts["workers"])
     assert all({"name", "active", "limit", "queued"} <= account.keys() for account in facts["accounts"])
-    assert json.loads(callpool("workers", "--json").stdout)[0]["pid"] == facts["workers"][0]["pid"]
+    assert json.loads(asking("workers", "--json").stdout)[0]["pid"] == facts["workers"][0]["pid"]
 
 
-def test_status_for_people_is_plain_in_a_pipe(callpool: Run) -> None:
-    done = callpool("status")
+def test_status_for_people_is_plain_in_a_pipe(asking: Run) -> None:
+    done = asking("status")
     assert done.returncode == 0
     for text in (f"callpool {__version__}", "running", "sessions", "Workers", "MiB", "Accounts", "fake", "0/4"):
         assert text in done.stdout
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "restarts" in callpool("workers").stdout
+    assert "restarts" in asking("workers").stdout
 
 
 @pytest.mark.parametrize(
@@ -55,22 +55,18 @@ def test_colours_are_for_terminals_that_take_them(
     assert max(len(COLOUR.sub("", line)) for line in shown.split("\r\n")) <= 80
 
 
-def test_a_terminal_without_unicode_gets_another_bar(callpool: Run) -> None:
-    done = callpool("status", env={"PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0
-    assert done.stdout.isascii()
-    assert ".........." in done.stdout
+def test_another_supervisor_is_found_by_its_address(
+    inside: Run, supervisor: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{supervisor['CALLPOOL_RUNTIME_DIR']}/callpool.sock"
+    assert inside("status").returncode == 69
+    assert json.loads(inside("status", "--json", "--address", address).stdout)["address"] == address
+    monkeypatch.setenv("CALLPOOL_ADDRESS", address)
+    assert json.loads(inside("status", "--json").stdout)["address"] == address
 
 
-def test_another_supervisor_is_found_by_its_address(callpool: Run, alone: Run, supervisor: dict[str, str]) -> None:
-    address = json.loads(callpool("status", "--json").stdout)["address"]
-    assert alone("status").returncode == 69
-    assert json.loads(alone("status", "--json", "--address", address).stdout)["address"] == address
-    assert json.loads(alone("status", "--json", env={"CALLPOOL_ADDRESS": address}).stdout)["address"] == address
-
-
-def test_no_supervisor_is_one_line_and_what_to_do(alone: Run) -> None:
-    done = alone("status")
+def test_no_supervisor_is_one_line_and_what_to_do(inside: Run) -> None:
+    done = inside("status")
     assert (done.returncode, done.stdout) == (69, "")
     error, hint = done.stderr.splitlines()
     assert error.startswith("callpool: error: no supervisor runs at /")
@@ -104,8 +100,8 @@ def test_json_status_imports_nothing_that_it_has_no_use_for(supervisor: dict[str
     assert not imported & HEAVY
 
 
-def test_the_version(alone: Run) -> None:
-    assert alone("--version").stdout == f"callpool {__version__}\n"
+def test_the_version(inside: Run) -> None:
+    assert inside("--version").stdout == f"callpool {__version__}\n"
 
 
 def test_a_shell_completes_commands(alone: Run) -> None:

@@ -41,15 +41,17 @@ def read_id(process: Popen[str]) -> str:
 # Submit.
 
 
-def test_the_answer_alone_is_on_standard_output_and_the_id_comes_first_on_standard_error(callpool: Run) -> None:
+def test_the_answer_alone_is_on_standard_output_and_the_id_comes_first_on_standard_error(
+    callpool: Run, asking: Run
+) -> None:
     done = callpool("submit", *ECHO, "two words")
     assert (done.returncode, done.stdout) == (0, "two words\n")
     assert done.stderr.startswith("request req_")
     assert len(done.stderr.splitlines()) == 1
-    shown = callpool("show", done.stderr.split()[1], "--json")
+    shown = asking("show", done.stderr.split()[1], "--json")
     record = json.loads(shown.stdout)
     assert record["state"] == "completed"
-    assert [phase["phase"] for phase in record["phases"]][0] == "RECEIVED"
+    assert record["phases"][0]["phase"] == "RECEIVED"
 
 
 def test_json_is_one_object(callpool: Run) -> None:
@@ -64,8 +66,8 @@ def test_json_is_one_object(callpool: Run) -> None:
     assert answer["metadata"]["session"]["request_id"] == "mine-1"
 
 
-def test_a_stream_in_json_is_lines_the_id_first_and_the_result_last(callpool: Run) -> None:
-    done = callpool("submit", *ECHO, "one two three", "--json", "--stream")
+def test_a_stream_in_json_is_lines_the_id_first_and_the_result_last(asking: Run) -> None:
+    done = asking("submit", *ECHO, "one two three", "--json", "--stream")
     first, *middle, last = map(json.loads, done.stdout.splitlines())
     assert first.keys() == {"request_id"}
     assert "".join(line["chunk"] for line in middle) == "one two three"
@@ -85,8 +87,8 @@ def test_bytes_that_are_no_text_are_refused(callpool: Run) -> None:
     assert b"UTF-8" in done.stderr  # type: ignore[operator]  # this one run is in bytes
 
 
-def test_a_models_text_cannot_command_the_terminal(callpool: Run) -> None:
-    done = callpool("submit", "--provider", "fake", "--model", "evil", "--stream", "x")
+def test_a_models_text_cannot_command_the_terminal(asking: Run) -> None:
+    done = asking("submit", "--provider", "fake", "--model", "evil", "--stream", "x")
     assert done.stdout == "a\\x1b[31mb\\x9bc\\u202ed\\r\ne\tf\n"
 
 
@@ -102,9 +104,9 @@ def test_a_models_text_cannot_command_the_terminal(callpool: Run) -> None:
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_each_failure_has_its_status_and_is_json_on_standard_error(
-    callpool: Run, arguments: tuple[str, ...], status: int, code: str, param: str | None
+    asking: Run, arguments: tuple[str, ...], status: int, code: str, param: str | None
 ) -> None:
-    done = callpool("submit", "--json", *arguments)
+    done = asking("submit", "--json", *arguments)
     assert (done.returncode, done.stdout) == (status, "")
     error = json.loads(done.stderr)["error"]
     assert error.keys() == {"code", "message", "param", "hint"}
@@ -123,8 +125,8 @@ def test_ctrl_c_cancels_the_request_and_waits_for_the_word(supervisor: dict[str,
     assert state_of(supervisor, request_id) == "cancelled"
 
 
-def test_an_answer_without_text_is_said(callpool: Run) -> None:
-    done = callpool("submit", "--provider", "fake", "--model", "silent", "x")
+def test_an_answer_without_text_is_said(asking: Run) -> None:
+    done = asking("submit", "--provider", "fake", "--model", "silent", "x")
     assert (done.returncode, done.stdout) == (0, "")
     assert "no text" in done.stderr
 
@@ -153,9 +155,9 @@ def test_a_full_disk_is_told_in_one_line(callpool: Run) -> None:
 # Show.
 
 
-def test_show_is_a_table_of_phases(callpool: Run) -> None:
-    callpool("submit", *ECHO, "x", "--request-id", "shown")
-    shown = callpool("show", "shown")
+def test_show_is_a_table_of_phases(asking: Run) -> None:
+    asking("submit", *ECHO, "x", "--request-id", "shown")
+    shown = asking("show", "shown")
     assert shown.returncode == 0
     lines = shown.stdout.splitlines()
     assert lines[0].split() == ["request", "shown"]
@@ -163,8 +165,8 @@ def test_show_is_a_table_of_phases(callpool: Run) -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_an_unknown_id_is_a_clear_error(callpool: Run) -> None:
-    done = callpool("show", "nobody")
+def test_an_unknown_id_is_a_clear_error(asking: Run) -> None:
+    done = asking("show", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[0] == "callpool: error: no request 'nobody'"
 

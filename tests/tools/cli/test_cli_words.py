@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import re
 from typing import Any
@@ -62,7 +63,14 @@ def test_a_span_has_its_two_largest_units(seconds: float, shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "shown"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (30_408_704, "29 MiB"), (2**30, "1.0 GiB"), (2**60, "1048576 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (30_408_704, "29 MiB"),
+        (2**30, "1.0 GiB"),
+        (2**60, "1048576 TiB"),
+    ],
 )
 def test_a_byte_size_has_a_unit(count: int, shown: str) -> None:
     assert byte_size(count) == shown
@@ -88,7 +96,10 @@ FACTS: dict[str, Any] = {
     "address": "/run/user/1000/callpool/callpool.sock",
     "uptime_seconds": 3_725.0,
     "sessions": {
-        **{f"total_sessions_{outcome}": 1_000_000 for outcome in ("completed", "error", "timeout", "cancelled", "interrupted")},
+        **{
+            f"total_sessions_{outcome}": 1_000_000
+            for outcome in ("completed", "error", "timeout", "cancelled", "interrupted")
+        },
         "active_sessions": 200,
         "peak_concurrent_sessions": 200,
     },
@@ -110,9 +121,28 @@ def test_status_keeps_to_80_columns_and_loses_nothing(capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert ESCAPE.search(shown) is None
-    for text in ("1234", "1 h 2 min", "200 active", "10000 requests", "256 MiB", "1 client", "50/50", "closed", "\\x1b"):
+    for text in (
+        "1234",
+        "1 h 2 min",
+        "200 active",
+        "10000 requests",
+        "256 MiB",
+        "1 client",
+        "50/50",
+        "closed",
+        "\\x1b",
+    ):
         assert text in shown
     assert "".join(shown.split()).count("n") >= 64
+
+
+def test_an_output_without_unicode_gets_another_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    terminal.prepare()
+    tables.show_status(FACTS | {"address": "/月.sock"})
+    assert b"50/50   ##########" in written.getvalue()
+    assert b"/\\u6708.sock" in written.getvalue()
 
 
 def test_a_record_that_has_not_ended_has_no_last_duration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,43 @@
+"""Where the figures come from: machine, versions, load."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+
+import psutil
+
+PACKAGES = ("aiohttp", "callpool", "msgspec", "multiprocess", "uvloop")
+DURABILITY = "live, not durable: nothing is journaled, a request lives as long as the connection of its client"
+
+
+def facts() -> dict[str, str]:
+    """What a reader must know to compare figures with others."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}, {_processor()}",
+        "cpus": f"{psutil.cpu_count()} ({_usable_cpus()} usable by this process)",
+        "memory": f"{psutil.virtual_memory().total / 1e9:.1f} GB",
+        "load at start": f"{os.getloadavg()[0]:.2f} over the last minute",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
+        "durability": DURABILITY,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except FileNotFoundError:  # not Linux
+        pass
+    return platform.processor() or "unknown processor"
+
+
+def _usable_cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else psutil.cpu_count() or 1

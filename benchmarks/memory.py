@@ -1,0 +1,68 @@
+"""Memory of supervisor and workers: idle, and with a long queue behind two calls that never end.
+
+Unique memory (USS) is what the machine gets back when the processes end; pages shared with other programs, such as
+the interpreter's code, are not in it. A model server is not part of it. A megabyte is 1,000,000 bytes.
+"""
+
+from __future__ import annotations
+
+import psutil
+
+from measuring import Result, Sizes
+from pool import HANG, WORKERS, processes, scripted, started, wait_until
+
+MB = 1e6
+CONTENT = "x" * 1000
+"""Text of a queued request: 1,000 bytes."""
+
+
+def run(sizes: Sizes) -> list[Result]:
+    """Unique memory, each round in a new supervisor."""
+    idle: list[dict[str, float]] = []
+    growth: list[float] = []
+    for _ in range(sizes.memory_rounds):
+        before, after = _one_round(sizes.queued)
+        idle.append(before)
+        growth.append((sum(after.values()) - sum(before.values())) * MB / sizes.queued)
+    total = "supervisor and workers"
+    parts = {part: [round_[part] for round_ in idle] for part in idle[0]}
+    resting = Result(
+        name="memory, idle",
+        what=f"unique memory of a supervisor with {WORKERS} workers up and no request yet",
+        unit="MB",
+        better="less",
+        figures={total: [sum(round_.values()) for round_ in idle]} | parts,
+    ).aim(total, at_most=100.0)
+    queue = Result(
+        name="memory, queued",
+        what=f"growth with {sizes.queued:,} requests queued, each with {len(CONTENT):,} bytes of text",
+        unit="bytes/request",
+        better="less",
+        figures={total: growth},
+        counts={"requests queued": sizes.queued},
+    )
+    return [resting, queue]
+
+
+def _one_round(queued: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Unique MB of each part: idle, and with `queued` requests waiting."""
+    config = scripted(max_concurrent_sessions=WORKERS, max_queued_requests=queued, default_timeout=600.0)
+    with started(config) as client:
+        idle = _unique(processes(client))
+        request = HANG | {"messages": [{"role": "user", "content": CONTENT}]}
+        handles = [client.submit(**request) for _ in range(WORKERS)]
+        wait_until(client, lambda status: status["sessions"]["active_sessions"] == WORKERS)
+        handles += [client.submit(**request) for _ in range(queued)]
+        waiting = client.status()["queue"]["requests"]
+        assert waiting == queued, f"{waiting} requests are queued, not {queued}"
+        return idle, _unique(processes(client))
+
+
+def _unique(family: list[psutil.Process]) -> dict[str, float]:
+    """Unique MB of the supervisor, of the workers together, and of what helps them (the resource tracker)."""
+    supervisor, *others = family
+    parts = {"supervisor": supervisor.memory_full_info().uss / MB, "workers": 0.0, "helpers": 0.0}
+    for process in others:
+        helper = any("resource_tracker" in argument for argument in process.cmdline())
+        parts["helpers" if helper else "workers"] += process.memory_full_info().uss / MB
+    return parts

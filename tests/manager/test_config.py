@@ -1,0 +1,498 @@
+from __future__ import annotations
+
+import errno
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callpool.manager import config
+from callpool.manager.config import describe, load
+from callpool.manager.config_rules import MODEL_RULES, PROVIDER_RULES, SUPERVISOR_RULES
+from callpool.manager.errors import ConfigError
+from callpool.manager.keys import KeyFact
+from callpool.manager.settings import ModelSettings, ProviderSettings, Settings, SupervisorSettings
+
+CANARY = "sk-CANARY0123456789abcdef"
+SAMPLE = """
+[supervisor]
+workers = 3
+max_metadata_size = 10240        # bytes of JSON
+default_timeout = 45
+
+[providers.kimi]
+kind = "kimi"
+api_key_env = "KIMI_API_KEY"
+concurrency = 50
+timeout = 60.5
+[providers.kimi.models."kimi-k3"]
+timeout = 120.0
+
+[providers.fake]
+kind = "scripted"
+any_model = true
+[providers.fake.models.m]
+delay = 0.2
+replies = ["one", "two"]
+"""
+
+
+def refusal(source: Any, known_faults: tuple[str, ...] | None = None) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(source, {}, known_faults)
+    return caught.value
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "c.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+# What is read.
+
+
+def test_a_file_becomes_settings(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, SAMPLE), {})
+    assert settings == Settings(
+        supervisor=SupervisorSettings(workers=3, max_metadata_size=10_240, default_timeout=45.0),
+        providers={
+            "kimi": ProviderSettings(
+                kind="kimi",
+                api_key_env="KIMI_API_KEY",
+                concurrency=50,
+                timeout=60.5,
+                models={"kimi-k3": ModelSettings(timeout=120.0)},
+            ),
+            "fake": ProviderSettings(
+                kind="scripted", any_model=True, models={"m": ModelSettings(delay=0.2, replies=["one", "two"])}
+            ),
+        },
+    )
+    assert isinstance(settings.supervisor.default_timeout, float)
+
+
+def test_a_dict_of_the_same_shape_is_the_same_configuration(tmp_path: Path) -> None:
+    document = tomllib.loads(SAMPLE)
+    document["providers"]["kimi"]["base_url"] = None  # a field left out
+    frozen = MappingProxyType({name: MappingProxyType(table) for name, table in document.items()})
+    assert load(document, {}) == load(frozen, {}) == load(str(written(tmp_path, SAMPLE)), {})
+
+
+def test_an_empty_configuration_is_the_defaults_without_a_provider(tmp_path: Path) -> None:
+    assert load({}, {}) == load(written(tmp_path, ""), {}) == Settings()
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_windows_are_accepted(tmp_path: Path) -> None:
+    path = written(tmp_path, b"\xef\xbb\xbf[supervisor]\r\nworkers = 4\r\n")
+    assert load(path, {}).supervisor.workers == 4
+    assert "c.toml:2: supervisor.wrkers: unknown key" in str(refusal(written(tmp_path, "[supervisor]\r\nwrkers = 4\r\n")))
+
+
+def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
+    home, xdg = tmp_path / "home", tmp_path / "xdg"
+    environ = {"HOME": str(home)}
+    assert load(None, environ) == Settings()
+    for workers, folder in ((5, home / ".config" / "callpool"), (6, xdg / "callpool")):
+        folder.mkdir(parents=True)
+        (folder / "config.toml").write_text(f"[supervisor]\nworkers = {workers}")
+    assert load(None, environ).supervisor.workers == 5
+    assert load(None, environ | {"XDG_CONFIG_HOME": "relative/is/ignored"}).supervisor.workers == 5
+    environ["XDG_CONFIG_HOME"] = str(xdg)
+    assert load(None, environ).supervisor.workers == 6
+    assert load(None, environ | {"CALLPOOL_CONFIG": ""}).supervisor.workers == 6
+    (home / "own.toml").write_text("[supervisor]\nworkers = 7")
+    assert load(None, environ | {"CALLPOOL_CONFIG": "~/own.toml"}).supervisor.workers == 7
+    assert load("~/own.toml", environ).supervisor.workers == 7
+    with pytest.raises(ConfigError, match="absent.toml: no such file"):
+        load(None, environ | {"CALLPOOL_CONFIG": str(tmp_path / "absent.toml")})
+
+
+def test_a_usual_file_that_is_a_broken_link_is_told_and_not_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "callpool"
+    folder.mkdir()
+    (folder / "config.toml").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="no such file"):
+        load(None, {"XDG_CONFIG_HOME": str(tmp_path)})
+
+
+def test_names_of_key_files_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = '[providers.{0}]\nkind = "kimi"\napi_key_file = "{1}"\n'
+    names = {"a": "keys/k", "b": "/etc/k", "c": "~/k"}
+    path = written(tmp_path, "".join(provider.format(*item) for item in names.items()))
+    loaded = load(path, {"HOME": "/home/u"}).providers
+    assert [loaded[name].api_key_file for name in "abc"] == [f"{tmp_path}/keys/k", "/etc/k", "/home/u/k"]
+    monkeypatch.chdir(tmp_path)
+    loaded = load({"providers": {"a": {"kind": "kimi", "api_key_file": "k"}}}, {}).providers
+    assert loaded["a"].api_key_file == f"{tmp_path}/k"
+
+
+# What is refused, and how it is told.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("wrokers = 2", '1: wrokers: unknown key; valid are: providers, supervisor'),
+        ("\n[supervisr]\nworkers = 2", '2: supervisr: unknown key; did you mean "supervisor"?'),
+        ("[supervisor]\n\nwokers = 2", '3: supervisor.wokers: unknown key; did you mean "workers"?'),
+        ('[supervisor]\n"worker\\ns" = 2', '2: supervisor."worker\\ns": unknown key; did you mean "workers"?'),
+        ('[supervisor]\n"\\u202e" = 2', '2: supervisor."\\u202e": unknown key; valid are: default_timeout,'),
+        ("supervisor = [1]", "1: supervisor: a table is wanted, this is a list"),
+        ("providers = 3", "1: providers: a table is wanted, this is a whole number"),
+        ("[supervisor]\nworkers = true", "2: supervisor.workers: a whole number is wanted, this is true or false"),
+        ("[supervisor]\nworkers = 2.0", "2: supervisor.workers: a whole number is wanted, this is a number"),
+        ('[supervisor]\nworkers = "2"', "2: supervisor.workers: a whole number is wanted, this is text"),
+        ("[supervisor]\nworkers = 65", "2: supervisor.workers: must be from 1 to 64"),
+        ("supervisor.default_timeout = true", "1: supervisor.default_timeout: a number of seconds is wanted"),
+        ("supervisor = {default_timeout = 07:32:00}", "a number of seconds is wanted, this is a time"),
+        ("supervisor.default_timeout = nan", "1: supervisor.default_timeout: must be a finite number of seconds"),
+        ("supervisor.default_timeout = -inf", "must be a finite number of seconds"),
+        ("supervisor.default_timeout = 0", "must be more than 0 and at most 86400 seconds"),
+        ("supervisor.default_timeout = 86401", "must be more than 0 and at most 86400 seconds"),
+        ("supervisor.default_timeout = 1" + "0" * 400, "must be more than 0 and at most 86400 seconds"),
+        ("providers.x = 1", "1: providers.x: a table is wanted, this is a whole number"),
+        ("providers.x.models.m.timeout = 1", "1: providers.x: kind is missing; it is one of: openai, kimi,"),
+        ('providers.x.kind = "kimmi"', "1: providers.x.kind: 'kimmi' is no kind of provider; did you mean \"kimi\"?"),
+        ("providers.x.kind = ['kimi']", "1: providers.x.kind: text is wanted, this is a list"),
+        ('providers.x.kind = "openai"', '1: providers.x: base_url is missing: kind "openai" has no address'),
+        ('providers."a b".kind = "kimi"', '1: providers."a b": a provider\'s name has 1 to 64 letters'),
+        (f'providers.{"a" * 65}.kind = "kimi"', "a provider's name has 1 to 64 letters"),
+        ('providers."a\\n".kind = "kimi"', '1: providers."a\\n": a provider\'s name has 1 to 64 letters'),
+        ('[providers.x]\nkind = "kimi"\nany_model = 1', "3: providers.x.any_model: true or false is wanted"),
+        ('[providers.x]\nkind = "kimi"\nconcurrency = 0', "3: providers.x.concurrency: must be from 1 to 100000"),
+        ('[providers.x]\nkind = "kimi"\nmodels = []', "3: providers.x.models: a table is wanted, this is a list"),
+        ('[providers.x]\nkind = "kimi"\nmodels.m = 1', "3: providers.x.models.m: a table is wanted"),
+        ('[providers.x]\nkind = "kimi"\nmodels."" = {}', '3: providers.x.models."": a model\'s name has 1 to 200'),
+        ('[providers.x]\nkind = "kimi"\nmodels."\\u0007" = {}', '3: providers.x.models."\\x07": a model\'s name has'),
+        ('[providers.x]\nkind = "kimi"\nmodels.m = {\n', ""),
+        ('[providers.x]\nkind = "glm"\nmodels.m.delay = 1', '3: providers.x.models.m.delay: is for providers of kind "scr'),
+        ('[providers.x]\nkind = "kimi"\napi_key_env = "A"\napi_key_file = "b"', "4: providers.x.api_key_file: a key comes"),
+        ('[providers.x]\nkind = "kimi"\napi_key_file = ""', "3: providers.x.api_key_file: must be the path of a file"),
+        ('[providers.x]\nkind = "local"\napi_key_env = "A"', '3: providers.x.api_key_env: has no meaning for kind "local"'),
+        ('[providers.x]\nkind = "scripted"\nbase_url = "https://x"', "3: providers.x.base_url: has no meaning for kind"),
+        ('[providers.x]\nkind = "scripted"\nmodels.m.delay = -1', "3: providers.x.models.m.delay: must be 0 or more"),
+        ('[providers.x]\nkind = "scripted"\nmodels.m.chunks = -1', "models.m.chunks: must be from 0 to 100000"),
+        ('[providers.x]\nkind = "scripted"\nmodels.m.reply = 1', "models.m.reply: text is wanted"),
+        (
+            '[providers.x]\nkind = "scripted"\n[providers.x.models."k.3"]\nreplies = [\n  "a",\n\n  5]',
+            '7: providers.x.models."k.3".replies[1]: text is wanted, this is a whole number',
+        ),
+        ('[providers.x]\nkind = "scripted"\nmodels.m.error = "hnag"', "models.m.error: 'hnag' is no known fault; did you mean"),
+    ],
+)  # fmt: skip
+def test_each_problem_is_told_with_file_line_key_and_reason(tmp_path: Path, text: str, expected: str) -> None:
+    path = written(tmp_path, text)
+    if not expected:
+        pytest.skip("see the test of syntax errors")
+    error = refusal(path, known_faults=("hang", "http_500"))
+    message = str(error)
+    assert message.startswith(f"{path}:")
+    assert expected in message
+    assert error.details["count"] == 1
+    assert error.details["file"] == str(path)
+    assert "\n" not in message
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = (
+        '[providers.x]\nkind = "kimi"\ntimeout = -1\ntimeuot = 1\n\n[supervisor]\nworkers = 0\n[providers.y]\n'
+        'kind = "z"\nmodels.m.delay = nan\n'
+    )
+    path = written(tmp_path, text)
+    error = refusal(path)
+    assert [line.split(": ")[:2] for line in str(error).splitlines()] == [
+        [f"{path}:3", "providers.x.timeout"],
+        [f"{path}:4", "providers.x.timeuot"],
+        [f"{path}:7", "supervisor.workers"],
+        [f"{path}:9", "providers.y.kind"],
+        [f"{path}:10", "providers.y.models.m.delay"],
+    ]
+    assert error.details == {"count": 5, "file": str(path), "line": 3}
+    assert error.param == "providers.x.timeout"
+
+
+def test_problems_of_a_dict_have_no_line() -> None:
+    error = refusal({"supervisor": {"workers": 0}, "providers": {5: {"kind": "kimi"}, "x": {"kind": None, 7: 1}}, 3: 1})
+    assert str(error).splitlines() == [
+        "configuration: : names of keys are text, one is a whole number",
+        "configuration: supervisor.workers: must be from 1 to 64",
+        "configuration: providers[5]: a provider's name has 1 to 64 letters, digits, dots, underscores or hyphens",
+        "configuration: providers.x: names of keys are text, one is a whole number",
+        "configuration: providers.x.kind: text is wanted, this is nothing",
+    ]
+    assert error.details == {"count": 5}
+
+
+def test_a_large_file_of_problems_is_read_to_its_end_and_told_in_part(tmp_path: Path) -> None:
+    body = "".join(f'[providers.p{n}]\nkind = "scripted"\nmodels.m = {{ replies = ["{"x" * 50}"] }}\n' for n in range(9_000))
+    wrong = "".join(f"wrong{n} = 1\n" for n in range(9_000))
+    path = written(tmp_path, body + wrong)
+    assert 900_000 < path.stat().st_size < config.LARGEST_FILE
+    lines = str(refusal(path)).splitlines()
+    assert lines[0].startswith(f"{path}:27001: providers.p8999.wrong0: unknown key")
+    assert lines[-1] == f"{path}: and 8950 more problems"
+    assert len(lines) == 51
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a = 1\na = 2\n", "c.toml:2: Cannot overwrite a value"),
+        ("a = 1\n\nb = \n", "c.toml:3: Invalid value"),
+        ('\nx = "abc', "c.toml:2: Unterminated string"),
+        ("[a]\n[b]\n[a]\n", "c.toml:3: Cannot declare ('a',) twice"),
+        ("a = " + "[" * 5_000, "c.toml: brackets are nested too deeply"),
+        ("a = " + "1" * 5_000, "c.toml: a number has too many digits"),
+        (b"a = 1\n\nb = '\xff'\n", "c.toml:3: is not UTF-8 text"),
+        ("a = 1\n".encode("utf-16"), "c.toml:1: is not UTF-8 text"),
+        (b"#" * (config.LARGEST_FILE + 1), "c.toml: is larger than 1048576 bytes"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    assert expected in str(refusal(written(tmp_path, text)))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, "")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert str(refusal(tmp_path / "absent")) == f"{tmp_path}/absent: no such file"
+    assert str(refusal(tmp_path)) == f"{tmp_path}: is a directory"
+    assert str(refusal(pipe)) == f"{pipe}: is no regular file"
+    assert str(refusal(tmp_path / "c.toml" / "x")) == f"{tmp_path}/c.toml/x: cannot be read: Not a directory"
+    assert "cannot be read: embedded null byte" in str(refusal("a\0b"))
+
+    def forbidden(*_args: object) -> int:  # root may read everything, so the answer is made here
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", forbidden)
+        assert str(refusal(tmp_path / "c.toml")) == f"{tmp_path}/c.toml: cannot be read: Permission denied"
+
+
+# Addresses and keys.
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.moonshot.ai/v1",
+        "https://h",
+        "HTTPS://API.example:8443/v1/",
+        "https://10.0.0.1/v1",
+        "https://[2001:db8::1]:8/v1",
+        "http://127.0.0.1:8000/v1",
+        "http://127.200.3.4",
+        "http://localhost:1",
+        "http://[::1]:65535/v1",
+    ],
+)
+def test_addresses_that_are_accepted(url: str) -> None:
+    settings = load({"providers": {"x": {"kind": "openai", "base_url": url}}}, {})
+    assert settings.providers["x"].base_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://api.moonshot.ai/v1", "http is for 127.0.0.0/8, ::1 and localhost alone"),
+        ("http://2130706433/", "http is for"),
+        ("http://0x7f.1/", "http is for"),
+        ("http://127.1/", "http is for"),
+        ("http://0.0.0.0/", "http is for"),
+        ("http://[::ffff:127.0.0.1]/", "http is for"),
+        ("http://[::1%25lo]/", "http is for"),
+        ("http://localhost.example/", "http is for"),
+        ("http://127.0.0.1.example/", "http is for"),
+        ("http://169.254.169.254/", "http is for"),
+        ("ftp://h/", "must begin with https://"),
+        ("https:h/v1", "must begin with https://"),
+        ("file:///etc/passwd", "must begin with https://"),
+        ("api.moonshot.ai/v1", "must begin with https://"),
+        (f"https://user:{CANARY}@h/v1", "must not hold a user name or password"),
+        ("https://@h/v1", "must not hold a user name or password"),
+        (f"https://h/v1?key={CANARY}", "without ? and #"),
+        ("https://h/v1?", "without ? and #"),
+        ("https://h/v1#x", "without ? and #"),
+        ("https:///v1", "needs a host"),
+        ("https://:80/v1", "needs a host"),
+        ("https://-h/v1", "needs a host"),
+        ("https://h,x/v1", "needs a host"),
+        ("https://[::g]/v1", "is not a valid URL"),
+        ("https://[::1/v1", "is not a valid URL"),
+        ("https://h:65536/v1", "is not a valid URL"),
+        ("https://h:x/v1", "is not a valid URL"),
+        ("https://h:0/v1", "must name a port from 1 to 65535"),
+        ("https://h:/v1", "must name a port from 1 to 65535"),
+        ("https://h /v1", "printable ASCII"),
+        ("https://h\n.example/v1", "printable ASCII"),
+        ("https://h\\@evil/v1", "printable ASCII"),
+        ("https://аpi.example/v1", "printable ASCII"),  # noqa: RUF001 - a Cyrillic letter that looks like ours
+        ("https://h/" + "x" * 2048, "printable ASCII"),
+        ("", "printable ASCII"),
+        (5, "text is wanted, this is a whole number"),
+    ],
+)
+def test_addresses_that_are_refused(url: object, expected: str) -> None:
+    message = str(refusal({"providers": {"x": {"kind": "openai", "base_url": url}}}))
+    assert message.startswith("configuration: providers.x.base_url: ")
+    # Python releases differ in which malformed brackets they notice; ours is the next check.
+    assert expected in message or (expected == "is not a valid URL" and "needs a host" in message)
+    assert CANARY not in message
+
+
+@pytest.mark.parametrize("name", ["KIMI_API_KEY", "_x", "k2", "A" * 64, "AVERYLONGVARIABLENAMEINDEED"])
+def test_names_of_variables_that_are_accepted(name: str) -> None:
+    assert load({"providers": {"x": {"kind": "kimi", "api_key_env": name}}}, {}).providers["x"].api_key_env == name
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        CANARY,
+        "0123456789abcdef.CANARY",
+        "sk_CANARY",
+        "SK_CANARY",
+        "CANARY0123456789abcdef",
+        "1CANARY",
+        "CANARY-1",
+        "CANARY ",
+        "CANARY\n",
+        "CANARY_" * 10,
+        "",
+        "CÄNARY",
+    ],
+)
+def test_a_key_that_is_pasted_where_its_variable_belongs_is_refused_and_not_repeated(pasted: str) -> None:
+    error = refusal({"providers": {"x": {"kind": "kimi", "api_key_env": pasted}}})
+    assert "providers.x.api_key_env: must be the name of an environment variable, not the key itself" in str(error)
+    assert "NARY" not in repr((error, error.fault, vars(error)))
+
+
+@pytest.mark.parametrize("name", ["api_key", "apikey", "API-KEY", "key", "token", "secret"])
+def test_a_key_in_the_file_is_refused_with_the_way_to_give_it(tmp_path: Path, name: str) -> None:
+    error = refusal(written(tmp_path, f'[providers.x]\nkind = "kimi"\n{name} = "{CANARY}"'))
+    assert f"c.toml:3: providers.x.{name}: a key does not belong into the configuration" in str(error)
+    assert "api_key_env" in str(error)
+    assert "api_key_file" in str(error)
+    assert error.details["count"] == 1
+    assert CANARY not in repr((error, error.fault, vars(error)))
+
+
+def test_no_text_that_could_be_a_key_is_repeated_wherever_it_was_pasted() -> None:
+    text_fields = [*SUPERVISOR_RULES], [*PROVIDER_RULES], [*MODEL_RULES]
+    supervisor, provider, model = ({name: CANARY for name in names} for names in text_fields)
+    document = {
+        "supervisor": supervisor | {"pasted": CANARY},
+        "providers": {"x": provider | {"models": {"m": model}, "pasted": CANARY}, "y": CANARY},
+        "pasted": CANARY,
+    }
+    error = refusal(document, known_faults=("hang",))
+    assert error.details["count"] > 20
+    assert CANARY not in repr((error, error.fault, vars(error)))
+    scripted = {"providers": {"x": {"kind": "scripted", "models": {"m": {"error": CANARY}}}}}
+    assert "this is no known fault" in str(refusal(scripted, known_faults=("hang",)))
+
+
+# The rules as a whole.
+
+
+@pytest.mark.parametrize(
+    ("rules", "shape", "walked"),
+    [
+        (SUPERVISOR_RULES, SupervisorSettings, set()),
+        (PROVIDER_RULES, ProviderSettings, {"models"}),
+        (MODEL_RULES, ModelSettings, set()),
+    ],
+)
+def test_every_field_has_its_rule_and_its_default_obeys(
+    rules: Mapping[str, Any], shape: type[msgspec.Struct], walked: set[str]
+) -> None:
+    fields = {field.name: field for field in msgspec.structs.fields(shape)}
+    assert rules.keys() == fields.keys() - walked
+    for name, rule in rules.items():
+        default = fields[name].default
+        if default is not None and default is not msgspec.NODEFAULT:
+            assert rule(default) is None, name
+
+
+@pytest.mark.parametrize("name", SUPERVISOR_RULES)
+def test_every_limit_has_a_least_and_a_most(name: str) -> None:
+    for value in (-1, 0, 2**63, 10**400, float("nan"), float("inf"), float("-inf"), True, "1", None, [], {}):
+        assert refusal({"supervisor": {name: value}}).details["count"] == 1
+
+
+any_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5) | st.integers(0, 3), inner, max_size=2),
+)
+any_model = st.dictionaries(st.sampled_from([*MODEL_RULES]), any_value, max_size=3)
+any_provider = st.dictionaries(st.sampled_from([*PROVIDER_RULES, "x"]), any_value, max_size=4)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "supervisor": any_value | st.dictionaries(st.sampled_from([*SUPERVISOR_RULES]), any_value, max_size=3),
+            "providers": any_value
+            | st.builds(
+                lambda kind, provider, models: {"p": {"kind": kind, **provider, "models": models}},
+                st.sampled_from(["openai", "kimi", "glm", "local", "scripted"]),
+                any_provider,
+                st.dictionaries(st.text(max_size=3), any_model, max_size=2),
+            ),
+            "other": any_value,
+        },
+    )
+)
+def test_any_data_is_settings_or_a_refusal_that_counts(document: dict[str, Any]) -> None:
+    try:
+        settings = load(document, {})
+    except ConfigError as error:
+        assert error.details["count"] == len(str(error).splitlines())
+    else:
+        assert load(msgspec.to_builtins(settings), {}) == settings
+
+
+# What is in effect.
+
+
+def test_what_is_in_effect_is_told_with_sources_and_never_with_keys() -> None:
+    settings = load(tomllib.loads(SAMPLE), {})
+    facts = {
+        "kimi": KeyFact(source="env:KIMI_API_KEY", present=True, fingerprint="f" * 32, host="api.moonshot.ai"),
+        "fake": KeyFact(source="none", present=False, fingerprint=None, host=""),
+    }
+    described = describe(settings, facts)
+    assert described["supervisor"] == msgspec.structs.asdict(settings.supervisor)
+    assert described["providers"] == {
+        "kimi": {
+            "kind": "kimi",
+            "base_url": "https://api.moonshot.ai/v1",
+            "key": {"source": "env:KIMI_API_KEY", "state": "set", "host": "api.moonshot.ai"},
+            "concurrency": 50,
+            "timeout": 60.5,
+            "any_model": False,
+            "models": {"kimi-k3": {"timeout": 120.0}},
+        },
+        "fake": {
+            "kind": "scripted",
+            "base_url": None,
+            "key": {"source": "none", "state": "not needed", "host": ""},
+            "concurrency": 200,
+            "timeout": 45.0,
+            "any_model": True,
+            "models": {"m": {"timeout": 45.0, "delay": 0.2, "replies": ["one", "two"]}},
+        },
+    }
+    assert msgspec.json.encode(described)
+    assert describe(settings)["providers"]["kimi"]["key"] is None

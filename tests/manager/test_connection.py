@@ -1,0 +1,226 @@
+"""The server's side of connections that misbehave, with small limits and a service that only listens."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callpool.manager import connection, server, wire
+from callpool.manager.core.messages import Cancel, Chunk, Reply
+from callpool.manager.server import ManagerServer
+
+HANG = 10.0
+KEY = b"k" * wire.KEY_BYTES
+
+
+class Listening:
+    """A service that writes down what it hears."""
+
+    exposed = ("ping", "later")
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.gone: list[str] = []
+        self.later: list[asyncio.Future[Any]] = []
+
+    def handle_client(self, client: str, messages: list[Any]) -> None:
+        self.heard.append((client, messages))
+
+    def client_gone(self, client: str) -> None:
+        self.gone.append(client)
+
+    def call_verb(self, client: str, verb: str, arguments: dict[str, Any]) -> Any:
+        if verb == "later":
+            self.later.append(asyncio.get_running_loop().create_future())
+            return self.later[-1]
+        return [client, verb, arguments]
+
+
+class Peer:
+    """A client made of a bare socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.setblocking(False)
+        self.socket.connect(str(path))
+        self._framer = wire.Framer()
+        self._frames: list[bytes] = []
+
+    async def send(self, data: bytes) -> None:
+        await self.loop.sock_sendall(self.socket, data)
+
+    async def frame(self) -> bytes:
+        while not self._frames:
+            data = await self.loop.sock_recv(self.socket, 65536)
+            if not data:
+                raise EOFError
+            self._frames += self._framer.feed(data)
+        return self._frames.pop(0)
+
+    async def is_closed(self) -> bool:
+        try:
+            while await self.loop.sock_recv(self.socket, 65536):
+                pass
+        except ConnectionResetError:
+            return True
+        return True
+
+    async def shake(self) -> None:
+        handshake = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test")
+        await self.send(wire.frame(handshake.prove(await self.frame())))
+        handshake.finish(await self.frame())
+
+    async def open_channel(self) -> None:
+        await self.shake()
+        await self.send(wire.encode_frame(("service", "open_channel", (), {})))
+        await self.frame()
+
+
+def _run(base_folder: Path, test: Callable[[ManagerServer, Listening, Path], Awaitable[None]]) -> None:
+    async def body() -> None:
+        service = Listening()
+        manager = ManagerServer(service, key=KEY, max_connections=3)
+        path = base_folder / "s"
+        manager.listen(path)
+        try:
+            async with asyncio.timeout(HANG):
+                await test(manager, service, path)
+        finally:
+            manager.close()
+            while manager.open_connections:
+                await asyncio.sleep(0)
+
+    asyncio.run(body())
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines of a tenth of a second."""
+    monkeypatch.setattr(wire, "HANDSHAKE_DEADLINE", 0.1)
+    monkeypatch.setattr(wire, "FRAME_DEADLINE", 0.1)
+    monkeypatch.setattr(server, "SWEEP_INTERVAL", 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("said", [b"", b"\0", wire.HEADER.pack(40) + b"x" * 39])
+def test_a_handshake_that_does_not_come_ends_the_connection(base_folder: Path, said: bytes) -> None:
+    async def test(_manager: ManagerServer, service: Listening, path: Path) -> None:
+        peer = Peer(path)
+        await peer.send(said)
+        assert await peer.is_closed()
+        assert service.gone == [], "it never was a client"
+        peer.socket.close()
+
+    _run(base_folder, test)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_dripping_does_not_extend_the_handshake(base_folder: Path) -> None:
+    async def test(_manager: ManagerServer, _service: Listening, path: Path) -> None:
+        peer = Peer(path)
+        closed = asyncio.ensure_future(peer.is_closed())
+        await peer.send(wire.HEADER.pack(4000))
+        while not closed.done():
+            try:
+                await peer.send(b"x")
+            except OSError:
+                break
+            await asyncio.sleep(0.01)
+        assert await closed
+        peer.socket.close()
+
+    _run(base_folder, test)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_frame_that_drips_ends_the_connection_and_an_idle_client_stays(base_folder: Path) -> None:
+    async def test(_manager: ManagerServer, service: Listening, path: Path) -> None:
+        idle, dripping = Peer(path), Peer(path)
+        await idle.open_channel()
+        await dripping.open_channel()
+        closed = asyncio.ensure_future(dripping.is_closed())
+        await dripping.send(wire.HEADER.pack(4000))
+        while not closed.done():
+            try:
+                await dripping.send(b"x")
+            except OSError:
+                break
+            await asyncio.sleep(0.01)
+        assert await closed
+        await _until(lambda: service.gone)
+        assert len(service.gone) == 1
+        await idle.send(wire.encode_frame([Cancel("r1")]))
+        await _until(lambda: service.heard)
+        for peer in (idle, dripping):
+            peer.socket.close()
+
+    _run(base_folder, test)
+
+
+def test_a_client_that_does_not_read_is_ended_at_the_bound(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_UNSENT", 1_000_000)
+
+    async def test(manager: ManagerServer, service: Listening, path: Path) -> None:
+        peer = Peer(path)
+        await peer.open_channel()
+        (client,) = manager.clients
+        sent = 0
+        while not service.gone:
+            manager.send(client, Chunk("r1", b"x" * 50_000))
+            sent += 50_000
+            assert sent < 10_000_000, "the bound does not hold"
+            await asyncio.sleep(0)
+        peer.socket.close()
+
+    _run(base_folder, test)
+
+
+def test_events_of_one_turn_leave_in_one_frame(base_folder: Path) -> None:
+    async def test(manager: ManagerServer, _service: Listening, path: Path) -> None:
+        peer = Peer(path)
+        await peer.open_channel()
+        (client,) = manager.clients
+        for number in range(50):
+            manager.send(client, Reply(number))
+        events = wire.client_events.decode(await peer.frame())
+        assert [event.number for event in events] == list(range(50))
+        peer.socket.close()
+
+    _run(base_folder, test)
+
+
+def test_a_verb_that_answers_later_is_forgotten_with_its_client(base_folder: Path) -> None:
+    async def test(_manager: ManagerServer, service: Listening, path: Path) -> None:
+        peer = Peer(path)
+        await peer.shake()
+        await peer.send(wire.encode_frame(("service", "later", (), {})))
+        await _until(lambda: service.later)
+        peer.socket.close()
+        await _until(lambda: service.gone)
+        assert service.later[0].cancelled()
+
+    _run(base_folder, test)
+
+
+def test_connections_that_still_shake_hands_count_against_the_limit(base_folder: Path) -> None:
+    async def test(manager: ManagerServer, _service: Listening, path: Path) -> None:
+        peers = [Peer(path) for _ in range(3)]
+        await _until(lambda: len(manager.open_connections) == 3)
+        late = Peer(path)
+        assert await late.is_closed()
+        assert manager.refused_connections == 1
+        for peer in [*peers, late]:
+            peer.socket.close()
+
+    _run(base_folder, test)
