@@ -79,7 +79,7 @@ python: ## print the interpreter that a new environment would be made with
 .PHONY: clean
 clean: ## remove what make made
 	rm -rf .venv .venv-3.* build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
-	find manager workers tools tests src benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- the environment -------------------------------------------------------------------------------------------------
 # A stamp says that a lock file is installed. An editable install knows its checkout, so an environment that was copied

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 import machine
 import memory
+import msgspec
 import noop_rate
 import printing
 import provider_calls
@@ -52,7 +51,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure callpool beside its peers.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: half a minute")
-    parser.add_argument("--tiny", action="store_true", help="only to see that everything runs; the figures mean nothing")
+    parser.add_argument(
+        "--tiny", action="store_true", help="only to see that everything runs; the figures mean nothing"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
     options = parser.parse_args()
     for name in options.names:

@@ -7,9 +7,9 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self
 
-import callpool
-
 from pool import PATIENCE, noops
+
+import callpool
 
 
 class ClientProcess:

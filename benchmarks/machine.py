@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 
 import psutil
 
@@ -16,7 +17,7 @@ DURABILITY = "live, not durable: nothing is journaled, a request lives as long a
 def facts() -> dict[str, str]:
     """What a reader must know to compare figures with others."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}, {_processor()}",
         "cpus": f"{psutil.cpu_count()} ({_usable_cpus()} usable by this process)",
         "memory": f"{psutil.virtual_memory().total / 1e9:.1f} GB",
@@ -28,13 +29,11 @@ def facts() -> dict[str, str]:
 
 
 def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except FileNotFoundError:  # not Linux
-        pass
+    described = Path("/proc/cpuinfo")
+    if described.exists():  # on Linux, where `platform` does not know
+        for line in described.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or "unknown processor"
 
 

@@ -7,41 +7,53 @@ the interpreter's code, are not in it. A model server is not part of it. A megab
 from __future__ import annotations
 
 import psutil
-
 from measuring import Result, Sizes
-from pool import HANG, WORKERS, processes, scripted, started, wait_until
+from pool import WORKERS, processes, request_for, scripted, started, wait_until
 
 MB = 1e6
+ALL = "supervisor and workers"
 CONTENT = "x" * 1000
 """Text of a queued request: 1,000 bytes."""
 
 
 def run(sizes: Sizes) -> list[Result]:
     """Unique memory, each round in a new supervisor."""
-    idle: list[dict[str, float]] = []
-    growth: list[float] = []
-    for _ in range(sizes.memory_rounds):
-        before, after = _one_round(sizes.queued)
-        idle.append(before)
-        growth.append((sum(after.values()) - sum(before.values())) * MB / sizes.queued)
-    total = "supervisor and workers"
-    parts = {part: [round_[part] for round_ in idle] for part in idle[0]}
-    resting = Result(
-        name="memory, idle",
-        what=f"unique memory of a supervisor with {WORKERS} workers up and no request yet",
-        unit="MB",
-        better="less",
-        figures={total: [sum(round_.values()) for round_ in idle]} | parts,
-    ).aim(total, at_most=100.0)
-    queue = Result(
-        name="memory, queued",
-        what=f"growth with {sizes.queued:,} requests queued, each with {len(CONTENT):,} bytes of text",
-        unit="bytes/request",
-        better="less",
-        figures={total: growth},
-        counts={"requests queued": sizes.queued},
-    )
-    return [resting, queue]
+    rounds = [_one_round(sizes.queued) for _ in range(sizes.memory_rounds)]
+    idle, full = ([pair[at] for pair in rounds] for at in (0, 1))
+    queue = f"{sizes.queued:,} requests queued, each with {len(CONTENT):,} bytes of text"
+    growth = [(_total(after) - _total(before)) * MB / sizes.queued for before, after in rounds]
+    return [
+        Result(
+            name="memory, idle",
+            what=f"unique memory of a supervisor with {WORKERS} workers up and no request yet",
+            unit="MB",
+            better="less",
+            figures=_figures(idle),
+        ).aim(ALL, at_most=100.0),
+        Result(
+            name="memory, queued",
+            what=f"unique memory with {queue}",
+            unit="MB",
+            better="less",
+            figures=_figures(full),
+            counts={"requests queued": sizes.queued},
+        ),
+        Result(
+            name="memory, growth",
+            what=f"how much more than idle with {queue}",
+            unit="bytes/request",
+            better="less",
+            figures={ALL: growth},
+        ),
+    ]
+
+
+def _figures(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {ALL: [_total(parts) for parts in rounds]} | {part: [parts[part] for parts in rounds] for part in rounds[0]}
+
+
+def _total(parts: dict[str, float]) -> float:
+    return sum(parts.values())
 
 
 def _one_round(queued: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -49,7 +61,7 @@ def _one_round(queued: int) -> tuple[dict[str, float], dict[str, float]]:
     config = scripted(max_concurrent_sessions=WORKERS, max_queued_requests=queued, default_timeout=600.0)
     with started(config) as client:
         idle = _unique(processes(client))
-        request = HANG | {"messages": [{"role": "user", "content": CONTENT}]}
+        request = request_for("hang", CONTENT)
         handles = [client.submit(**request) for _ in range(WORKERS)]
         wait_until(client, lambda status: status["sessions"]["active_sessions"] == WORKERS)
         handles += [client.submit(**request) for _ in range(queued)]

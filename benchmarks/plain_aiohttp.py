@@ -1,31 +1,29 @@
-"""What a careful user writes without callpool: one process, aiohttp on uvloop, a semaphore. No queue, no limits across
-processes, nothing that survives a crash of one call: the least that the same calls can cost."""
+"""What a careful user writes without callpool: one process, aiohttp on uvloop, a semaphore.
+
+No limits that hold across processes, no queue that others share, no isolation: the least that the same calls can cost.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import uvloop
-
-from pool import PATIENCE
+from pool import PATIENCE, REPLY, request_for
 
 
 class PlainProcess:
     """That program, in a process of its own that keeps its connections between rounds."""
 
-    def __init__(self, url: str, messages: Sequence[Mapping[str, str]], reply: str, at_once: int) -> None:
+    def __init__(self, url: str, at_once: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._ours, theirs = spawn.Pipe()
-        body = json.dumps({"model": "m", "messages": messages}).encode()
-        self._process = spawn.Process(target=_serve, args=(theirs, url, body, reply, at_once), daemon=True)
+        self._process = spawn.Process(target=_serve, args=(theirs, url, at_once), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -47,16 +45,17 @@ class PlainProcess:
         self._process.join(PATIENCE)
 
 
-def _serve(pipe: Connection, url: str, body: bytes, reply: str, at_once: int) -> None:
+def _serve(pipe: Connection, url: str, at_once: int) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         session = runner.run(_open_session())
         try:
             while True:
                 count: int = pipe.recv()
+                requests = [request_for("m", f"hello {number}") for number in range(count)]
                 wall, cpu = time.perf_counter(), time.process_time()
-                answers = runner.run(_make(session, url, body, count, at_once))
+                answers = runner.run(_make(session, url, requests, at_once))
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                assert answers == [reply] * count
+                assert answers == [REPLY] * count
                 pipe.send((wall, cpu))
         except EOFError:
             return
@@ -65,17 +64,17 @@ def _serve(pipe: Connection, url: str, body: bytes, reply: str, at_once: int) ->
 
 
 async def _open_session() -> aiohttp.ClientSession:
-    headers = {"Content-Type": "application/json"}
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
-async def _make(session: aiohttp.ClientSession, url: str, body: bytes, count: int, at_once: int) -> list[str]:
+async def _make(session: aiohttp.ClientSession, url: str, requests: list[dict[str, Any]], at_once: int) -> list[str]:
     slots = asyncio.Semaphore(at_once)
 
-    async def one() -> str:
-        async with slots, session.post(url, data=body) as response:
+    async def one(request: dict[str, Any]) -> str:
+        body = {"model": request["model"], "messages": request["messages"]}
+        async with slots, session.post(url, json=body) as response:
             answer = await response.json()
         content: str = answer["choices"][0]["message"]["content"]
         return content
 
-    return await asyncio.gather(*(one() for _ in range(count)))
+    return await asyncio.gather(*(one(request) for request in requests))

@@ -7,22 +7,28 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import callpool
 import psutil
 
+import callpool
+
 WORKERS = 2
-MESSAGES = [{"role": "user", "content": "hello"}]
 REPLY = "ok"
-NOOP: dict[str, Any] = {"provider": "fake", "model": "noop", "messages": MESSAGES}
-"""What a no-op request submits: answered by the worker itself with a fixed text, without any network."""
-HANG: dict[str, Any] = {"provider": "fake", "model": "hang", "messages": MESSAGES}
-"""A call that never ends by itself."""
 PATIENCE = 60.0
 """Seconds after which a wait is a hang."""
 
 
+def request_for(model: str, text: str) -> dict[str, Any]:
+    """What is submitted: to `noop`, which the worker answers itself without any network, or to `hang`, which never ends."""
+    return {"provider": "fake", "model": model, "messages": [{"role": "user", "content": text}]}
+
+
+def noop_requests(count: int) -> list[dict[str, Any]]:
+    """No-op requests, each a value of its own: pickle sends equal objects of one list once."""
+    return [request_for("noop", f"hello {number}") for number in range(count)]
+
+
 def scripted(**supervisor: Any) -> dict[str, Any]:
-    """A configuration with the scripted provider that `NOOP` and `HANG` name."""
+    """A configuration with the models that `request_for` names."""
     models = {"noop": {"reply": REPLY}, "hang": {"error": "hang"}}
     return {
         "supervisor": {"workers": WORKERS, **supervisor},
@@ -44,20 +50,20 @@ def wait_until(client: callpool.Client, holds: Any) -> dict[str, Any]:
     while not holds(status := client.status()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {PATIENCE:g} s; status: {status}")
-        time.sleep(0.005)
+        time.sleep(0.005)  # no verb tells when a worker is up
     return status
 
 
-def submit_and_gather(client: callpool.Client, count: int, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Submit one by one, then wait for all answers, in order."""
-    handles = [client.submit(**request) for _ in range(count)]
-    return [handle.result(PATIENCE) for handle in handles]
+def make_calls(client: callpool.Client, requests: list[dict[str, Any]]) -> None:
+    """Submit one by one, then wait for all answers, in order, and check them."""
+    handles = [client.submit(**request) for request in requests]
+    answers = [handle.result(PATIENCE) for handle in handles]
+    assert [answer["content"] for answer in answers] == [REPLY] * len(requests)
 
 
 def noops(client: callpool.Client, count: int) -> None:
-    """Make no-op requests and check their answers."""
-    answers = submit_and_gather(client, count, NOOP)
-    assert [answer["content"] for answer in answers] == [REPLY] * count
+    """Make no-op requests."""
+    make_calls(client, noop_requests(count))
 
 
 def processes(client: callpool.Client) -> list[psutil.Process]:

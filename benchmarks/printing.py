@@ -18,13 +18,14 @@ def facts_lines(facts: Mapping[str, str]) -> Iterator[str]:
 def table_lines(result: Result) -> Iterator[str]:
     """A result as a table: contenders, ratios, targets, counts."""
     rows = [(name, result.unit, values) for name, values in result.figures.items()]
-    rows += [(name, "×", values) for name, values in result.ratios.items()]
+    rows += [(name, "", values) for name, values in result.ratios.items()]
     width = max(len(name) for name, _, _ in rows)
     yield f"{result.name}: {result.what}"
-    rounds = len(rows[0][2])
-    yield f"  {f'{rounds} rounds, {result.better} is better':<{width}} {'median':>10} {'min':>10} {'max':>10}"
+    heading = f"rounds: {len(rows[0][2])}; {result.better} is better"
+    width = max(width, len(heading))
+    yield f"  {heading:<{width}} {'median':>10} {'min':>10} {'max':>10}"
     for name, unit, values in rows:
-        yield f"  {name:<{width}} {_cells(values)} {unit}"
+        yield f"  {name:<{width}} {_cells(values)} {unit}".rstrip()
     for target in result.targets:
         verdict = "reached" if target.reached else "NOT reached"
         yield f"  target: {target.text}: {verdict} ({_number(target.seen)})"

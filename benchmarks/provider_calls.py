@@ -11,17 +11,16 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
-import callpool
 import psutil
-from callpool.tools.testing.fake_provider import CallRecord, FakeProviderProcess, peak_active
-
 from measuring import Result, Sizes, ratio_name, take_turns
 from plain_aiohttp import PlainProcess
-from pool import MESSAGES, WORKERS, cpu_seconds, processes, started, submit_and_gather
+from pool import REPLY, WORKERS, cpu_seconds, make_calls, processes, request_for, started
+
+import callpool
+from callpool.tools.testing.fake_provider import CallRecord, FakeProviderProcess, peak_active
 
 DELAY = 0.05
 """Seconds that the provider takes for a call."""
-REPLY = "ok"
 
 
 class Cost(NamedTuple):
@@ -40,7 +39,7 @@ def run(sizes: Sizes) -> list[Result]:
     with ExitStack() as stack:
         fake = stack.enter_context(FakeProviderProcess(delay=DELAY, reply=REPLY))
         client = stack.enter_context(started(_config(fake, sizes)))
-        plain = stack.enter_context(PlainProcess(f"{fake.base_url}/chat/completions", MESSAGES, REPLY, sizes.at_once))
+        plain = stack.enter_context(PlainProcess(f"{fake.base_url}/chat/completions", sizes.at_once))
         family = [psutil.Process(), *processes(client)]
         witness = _Witness(fake, sizes)
         contenders = {
@@ -79,11 +78,10 @@ def _config(fake: FakeProviderProcess, sizes: Sizes) -> dict[str, Any]:
 
 def _ours(client: callpool.Client, family: list[psutil.Process], count: int) -> tuple[float, float]:
     """Wall and CPU seconds of one round."""
+    requests = [request_for("m", f"hello {number}") for number in range(count)]
     cpu, began = cpu_seconds(family), time.perf_counter()
-    answers = submit_and_gather(client, count, {"provider": "fake", "model": "m", "messages": MESSAGES})
-    wall = time.perf_counter() - began
-    assert [answer["content"] for answer in answers] == [REPLY] * count
-    return wall, cpu_seconds(family) - cpu
+    make_calls(client, requests)
+    return time.perf_counter() - began, cpu_seconds(family) - cpu
 
 
 class _Witness:

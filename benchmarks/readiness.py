@@ -12,11 +12,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
+from measuring import Result, Sizes, take_turns
+from pool import PATIENCE, REPLY, WORKERS, request_for, scripted
+from standard_pools import noop
+
 import callpool
 
-from measuring import Result, Sizes, take_turns
-from pool import NOOP, PATIENCE, REPLY, WORKERS, scripted
-from standard_pools import ANSWER, noop
+REQUEST = request_for("noop", "hello")
 
 
 class Start(NamedTuple):
@@ -55,7 +57,7 @@ def _ours() -> Start:
     with callpool.start(scripted()) as client:
         assert client.status()["state"] == "running"
         ready = time.perf_counter() - began
-        assert client.submit(**NOOP).result(PATIENCE)["content"] == REPLY
+        assert client.submit(**REQUEST).result(PATIENCE)["content"] == REPLY
         return Start(ready, time.perf_counter() - began)
 
 
@@ -63,7 +65,7 @@ def _pool(method: str) -> Start:
     began = time.perf_counter()
     with multiprocessing.get_context(method).Pool(WORKERS) as pool:
         ready = time.perf_counter() - began
-        assert pool.apply(noop, (NOOP,)) == ANSWER
+        assert pool.apply(noop, (REQUEST,))["content"] == REPLY
         return Start(ready, time.perf_counter() - began)
 
 
@@ -71,5 +73,5 @@ def _executor(method: str) -> Start:
     began = time.perf_counter()
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context(method)) as executor:
         ready = time.perf_counter() - began
-        assert executor.submit(noop, NOOP).result(PATIENCE) == ANSWER
+        assert executor.submit(noop, REQUEST).result(PATIENCE)["content"] == REPLY
         return Start(ready, time.perf_counter() - began)

@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-
-import callpool
+from typing import Any
 
 import standard_pools
 from measuring import Result, Sizes, quantile, ratio_name, take_turns
-from pool import NOOP, PATIENCE, REPLY, scripted, started
-from standard_pools import ANSWER, noop
+from pool import PATIENCE, REPLY, noop_requests, scripted, started
+from standard_pools import noop
 
+Trip = Callable[[dict[str, Any]], dict[str, Any]]
+"""A request in, its answer out."""
 PEERS = ("Pool.apply", "ProcessPoolExecutor.submit")
 
 
@@ -24,10 +25,10 @@ def run(sizes: Sizes) -> list[Result]:
         executor = stack.enter_context(standard_pools.start_executor())
         client = stack.enter_context(started(scripted()))
         before = client.status()["sessions"]["total_sessions_completed"]
-        trips: dict[str, Callable[[], bool]] = {
-            "callpool": partial(_ours, client),
-            "Pool.apply": lambda: pool.apply(noop, (NOOP,)) == ANSWER,
-            "ProcessPoolExecutor.submit": lambda: executor.submit(noop, NOOP).result(PATIENCE) == ANSWER,
+        trips: dict[str, Trip] = {
+            "callpool": lambda request: client.submit(**request).result(PATIENCE),
+            "Pool.apply": lambda request: pool.apply(noop, (request,)),
+            "ProcessPoolExecutor.submit": lambda request: executor.submit(noop, request).result(PATIENCE),
         }
         contenders = {name: partial(_times, trip, sizes.round_trips) for name, trip in trips.items()}
         times = take_turns(contenders, sizes.rounds)
@@ -49,17 +50,12 @@ def _result(name: str, share: float, times: dict[str, list[list[float]]], sizes:
     ).compare("callpool", *PEERS)
 
 
-def _ours(client: callpool.Client) -> bool:
-    answer = client.submit(**NOOP).result(PATIENCE)
-    return bool(answer["content"] == REPLY)
-
-
-def _times(trip: Callable[[], bool], count: int) -> list[float]:
+def _times(trip: Trip, count: int) -> list[float]:
     """Seconds of each of `count` round trips."""
     times = []
-    for _ in range(count):
+    for request in noop_requests(count):
         began = time.perf_counter()
-        right = trip()
+        answer = trip(request)
         times.append(time.perf_counter() - began)
-        assert right
+        assert answer["content"] == REPLY
     return times

@@ -5,32 +5,27 @@ Per worker slot:
     STARTING ──Ready──► UP ──pipe ended and process gone──► DOWN ──back-off──► STARTING
         └──────────────────► (the same way down, also when heartbeats stop: dump, then kill)
 
-A death is known when both have happened: the process has exited (its sentinel is readable) and its pipe has been read to
-the end. Only then does the service hear of it, so that no report of the dead is lost. Owner: the event loop's thread,
-which is the main thread: the kernel's parent-death signal follows the spawning thread.
+A death is known when both have happened: the process has exited and has been reaped, and its pipe has been read to the
+end. Only then does the service hear of it, so that no report of the dead is lost. Owner: the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import signal
 import socket
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
-import multiprocess
-
 from callpool.manager import wire
+from callpool.manager.children import Child
 from callpool.manager.core.messages import Heartbeat, Ready, Retire
 from callpool.manager.link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    from multiprocess.context import SpawnProcess
 
     from callpool.manager.core.messages import Finished, Piece, Started, WorkerOrder
 
@@ -80,9 +75,10 @@ class Slot:
     def __init__(self, number: int) -> None:
         self.number = number
         self.state = WorkerState.DOWN
-        self.process: SpawnProcess | None = None
+        self.child: Child | None = None
+        self.exit_reason: str | None = None
+        """How the child has exited; None while it lives. The worker is gone only when its pipe is empty as well."""
         self.link: Link | None = None
-        self.pid: int | None = None
         self.restarts = 0
         self.failures = 0
         """Deaths in a row without `HEALTHY_AFTER` seconds up between them: decides the back-off."""
@@ -91,6 +87,11 @@ class Slot:
         self.loop_delay = 0.0
         self.last_reason = ""
         self.timers: list[asyncio.TimerHandle] = []
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None between two processes."""
+        return self.child.pid if self.child is not None else None
 
     def describe(self) -> dict[str, Any]:
         """The row of this worker in `status`."""
@@ -131,7 +132,6 @@ class Arbiter:
         self._interval = heartbeat_interval
         self._greet = greet
         self._loop = asyncio.get_running_loop()
-        self._context = multiprocess.get_context("spawn")
         self._watch: asyncio.TimerHandle | None = None
         self._watch_due = 0.0
         self._stopping = False
@@ -168,10 +168,10 @@ class Arbiter:
             slot.cancel_timers()
             if slot.link is not None:
                 slot.link.send(Retire())
-            if slot.process is None:
+            if slot.child is None:
                 slot.state = WorkerState.STOPPED
             else:
-                slot.timers.append(self._loop.call_later(grace, self._kill, slot))
+                slot.timers.append(self._loop.call_later(grace, slot.child.kill))
         self._check_all_ended()
         await self._ended.wait()
 
@@ -179,24 +179,21 @@ class Arbiter:
 
     def _spawn(self, slot: Slot) -> None:
         ours, theirs = socket.socketpair()
-        name = f"callpool-worker-{slot.number}"
-        # A signal between fork and exec would find our handlers in the child: it is blocked until the worker ignores it.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            process = self._context.Process(
-                target=self._target, args=tuple(self._arguments(slot.number, theirs)), name=name
+            slot.child = Child(
+                self._target,
+                self._arguments(slot.number, theirs),
+                name=f"callpool-worker-{slot.number}",
+                on_exit=lambda reason: self._on_exit(slot, reason),
             )
-            process.daemon = True
-            process.start()
         except OSError as error:
             ours.close()
             log.error("cannot spawn worker %s: %s", slot.number, error)  # noqa: TRY400 - the system's fault, not the code's
             self._plan_respawn(slot, f"could not be spawned: {error}")
             return
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()
-        slot.process, slot.pid, slot.state = process, process.pid, WorkerState.STARTING
+        slot.state, slot.exit_reason = WorkerState.STARTING, None
         slot.spawned_at = slot.heard_at = self._loop.time()
         slot.link = Link(
             ours,
@@ -206,7 +203,6 @@ class Arbiter:
         )
         for order in self._greet(slot.number):
             slot.link.send(order)
-        self._loop.add_reader(process.sentinel, self._on_exit, slot)
 
     def _on_reports(self, slot: Slot, reports: list[Any]) -> None:
         slot.heard_at = self._loop.time()
@@ -247,29 +243,21 @@ class Arbiter:
         log.error("worker %s (pid %s) %s: ending it", slot.number, slot.pid, reason)
         slot.state = WorkerState.STUCK
         slot.last_reason = reason
-        if slot.process is not None and slot.pid is not None and slot.process.is_alive():
-            os.kill(slot.pid, signal.SIGABRT)
-            slot.timers.append(self._loop.call_later(DUMP_GRACE, self._kill, slot))
-
-    def _kill(self, slot: Slot) -> None:
-        if slot.process is not None and slot.process.is_alive():
-            slot.process.kill()
+        if slot.child is not None:
+            slot.child.send_signal(signal.SIGABRT)
+            slot.timers.append(self._loop.call_later(DUMP_GRACE, slot.child.kill))
 
     # Ends.
 
     def _on_pipe_end(self, slot: Slot) -> None:
         slot.link = None
-        if slot.process is not None and slot.process.is_alive() and not self._stopping:
-            # It closed its pipe and lives on: it can do nothing more for us.
-            slot.timers.append(self._loop.call_later(DUMP_GRACE, self._kill, slot))
+        if slot.child is not None and slot.exit_reason is None and not self._stopping:
+            # It closed its pipe and may live on: it can do nothing more for us.
+            slot.timers.append(self._loop.call_later(DUMP_GRACE, slot.child.kill))
         self._check_ended(slot)
 
-    def _on_exit(self, slot: Slot) -> None:
-        process = slot.process
-        if process is None:
-            return
-        self._loop.remove_reader(process.sentinel)
-        process.join(timeout=5.0)  # it has exited: this only reaps
+    def _on_exit(self, slot: Slot, reason: str) -> None:
+        slot.exit_reason = slot.last_reason if slot.state is WorkerState.STUCK else reason
         if slot.link is not None:
             slot.link.read_rest()
         if slot.link is not None:
@@ -277,13 +265,12 @@ class Arbiter:
         self._check_ended(slot)
 
     def _check_ended(self, slot: Slot) -> None:
-        process = slot.process
-        if process is None or process.exitcode is None or slot.link is not None:
+        """Once it has exited and its pipe is empty, the worker is gone."""
+        reason = slot.exit_reason
+        if slot.child is None or reason is None or slot.link is not None:
             return
         slot.cancel_timers()
-        reason = slot.last_reason if slot.state is WorkerState.STUCK else _describe_exit(process.exitcode)
-        process.close()
-        slot.process, slot.pid = None, None
+        slot.child = None
         self._events.worker_down(slot.number, reason)
         if self._stopping:
             slot.state = WorkerState.STOPPED
@@ -308,14 +295,5 @@ class Arbiter:
             self._spawn(slot)
 
     def _check_all_ended(self) -> None:
-        if all(slot.process is None for slot in self.slots):
+        if all(slot.child is None for slot in self.slots):
             self._ended.set()
-
-
-def _describe_exit(exitcode: int) -> str:
-    if exitcode >= 0:
-        return f"exited with code {exitcode}"
-    try:
-        return f"was killed by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"was killed by signal {-exitcode}"

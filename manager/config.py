@@ -190,7 +190,7 @@ def _refusal(document: _Document, problems: list[Problem]) -> ConfigError:
     # The sort is stable: problems of one line stay in the order of the walk.
     located = sorted(((_line(lines, problem.path), problem) for problem in problems), key=lambda pair: pair[0])
     listed = [
-        f"{document.name}{f':{line}' if document.text else ''}: {dotted(problem.path)}: {problem.what}"
+        f"{document.name}{f':{line}' if document.text else ''}: {dotted(problem.path)}: {problem.sentence()}"
         for line, problem in located[:_LISTED_PROBLEMS]
     ]
     if len(problems) > len(listed):
@@ -216,7 +216,7 @@ def dotted(path: KeyPath) -> str:
         else:
             bare = re.fullmatch(r"[A-Za-z0-9_-]+", part)
             parts.append(("." if parts else "") + (part if bare else f'"{_escaped(part)}"'))
-    return "".join(parts)
+    return "".join(parts) or "top level"
 
 
 def _escaped(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
@@ -32,6 +33,12 @@ class Problem(NamedTuple):
 
     path: KeyPath
     what: str
+    valid: Collection[str] = ()
+    """For an unknown key: the names that it could have been."""
+
+    def sentence(self) -> str:
+        """The whole message. The search for the nearest name is slow, so it is made for problems that are shown alone."""
+        return f"{self.what}; {nearest(str(self.path[-1]), self.valid)}" if self.valid else self.what
 
 
 def check(document: Mapping[str, Any], known_faults: Collection[str] | None = None) -> list[Problem]:
@@ -42,6 +49,11 @@ def check(document: Mapping[str, Any], known_faults: Collection[str] | None = No
     walk = _Walk(known_faults)
     walk.document(document)
     return walk.problems
+
+
+@functools.cache
+def _optional(shape: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.name for field in msgspec.structs.fields(shape) if field.default is None)
 
 
 class _Walk:
@@ -75,14 +87,17 @@ class _Walk:
             if not isinstance(name, str):
                 self._add(path, f"names of keys are text, one is {type_name(name)}")
             elif name not in valid:
-                self._add((*path, name), f"unknown key; {nearest(name, valid)}")
+                if not path and name in SUPERVISOR_RULES:
+                    self._add((name,), "unknown key; it belongs under [supervisor]")
+                else:
+                    self.problems.append(Problem((*path, name), "unknown key", valid))
 
     def _fields(
         self, path: KeyPath, table: Mapping[str, Any], rules: Mapping[str, Rule], shape: type[msgspec.Struct]
     ) -> None:
         """The plain fields of one table; None stands for an optional field that is left out."""
         self._known_names(path, table, shape.__struct_fields__)
-        optional = {field.name for field in msgspec.structs.fields(shape) if field.default is None}
+        optional = _optional(shape)
         for name, rule in rules.items():
             if name in table and not (table[name] is None and name in optional):
                 what = rule(table[name])

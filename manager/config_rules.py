@@ -30,6 +30,8 @@ def type_name(value: object) -> str:
     for kind, word in words:  # bool comes first: to Python it is an int
         if isinstance(value, kind):
             return word
+    if value is None:
+        return "nothing"
     return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
 
 

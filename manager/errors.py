@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.strict import INPUT_CODES
 
 __all__ = [
     "AlreadyRunning",
@@ -28,6 +29,7 @@ __all__ = [
     "ModelGone",
     "NotRunning",
     "NotSerializable",
+    "NotStarted",
     "PlatformUnsupported",
     "ProtocolError",
     "ProviderError",
@@ -242,6 +244,12 @@ class RequestInterrupted(CallpoolError, RuntimeError):
     code = "interrupted"
 
 
+class NotStarted(CallpoolError, RuntimeError):
+    """The request lost its workers before its call began: nothing was billed. Submit again; look at the workers' deaths."""
+
+    code = "not_started"
+
+
 class WorkerLost(RequestInterrupted):
     """The worker died during the call: in doubt, as its base says. Other calls were not touched."""
 
@@ -362,7 +370,7 @@ def to_fault(error: BaseException) -> Fault:
 
 def from_fault(fault: Fault) -> CallpoolError:
     """The exception of a fault; an unknown code (a newer peer) becomes the base class and keeps its code."""
-    kind = _by_code.get(fault.code, CallpoolError)
+    kind = _by_code.get(fault.code) or (BadInput if fault.code in INPUT_CODES else CallpoolError)
     error = kind.__new__(kind)
     Exception.__init__(error, fault.message)
     error.fault = fault

@@ -8,25 +8,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
-import multiprocess
-
 from callpool.manager.arbiter import BACKOFF_FIRST, BACKOFF_LIMIT, HEALTHY_AFTER
+from callpool.manager.children import Child
 from callpool.manager.core.messages import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from multiprocess.context import SpawnProcess
 
 log = logging.getLogger(__name__)
 
 LOAD_DEADLINE = 60.0
 """Seconds for loading the model."""
 MAX_REPORT = 65_536
+STOP_GRACE = 1.0
+"""Seconds for the server to go when its pipe has ended."""
 
 
 class ModelHost:
@@ -48,7 +46,6 @@ class ModelHost:
         """
         self.provider = provider
         self.endpoint: Endpoint | None = None
-        self.pid: int | None = None
         self.restarts = 0
         self._target = target
         self._options = options
@@ -56,7 +53,7 @@ class ModelHost:
         self._on_endpoint = on_endpoint
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
-        self._process: SpawnProcess | None = None
+        self._child: Child | None = None
         self._pipe: socket.socket | None = None
         self._said = b""
         self._failures = 0
@@ -65,34 +62,37 @@ class ModelHost:
         self._stopping = False
         self._ended = asyncio.Event()
 
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None between two processes."""
+        return self._child.pid if self._child is not None else None
+
     def start(self) -> None:
         """Spawn the server. Call it from the main thread."""
+        self._spawned_at = self._loop.time()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            process = multiprocess.get_context("spawn").Process(
-                target=self._target, args=(self._options, theirs), name=f"callpool-model-{self.provider}"
-            )
-            process.daemon = True
-            process.start()
+            name = f"callpool-model-{self.provider}"
+            self._child = Child(self._target, (self._options, theirs), name=name, on_exit=self._exited)
+        except OSError as error:
+            ours.close()
+            self._plan_restart(f"could not be spawned: {error}")
+            return
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()
-        self._process, self._pipe, self.pid, self._said = process, ours, process.pid, b""
-        self._spawned_at = self._loop.time()
+        self._pipe, self._said = ours, b""
         self._loop.add_reader(ours.fileno(), self._readable)
-        self._loop.add_reader(process.sentinel, self._exited)
         self._timers.append(self._loop.call_later(LOAD_DEADLINE, self._too_slow))
 
     async def stop(self) -> None:
         """End the server: its pipe ends, and it goes at once. Returns when it has been reaped."""
         self._stopping = True
         self._cancel_timers()
-        if self._process is None:
+        if self._child is None:
             return
         self._close_pipe()
-        self._timers.append(self._loop.call_later(1.0, self._kill))
+        self._timers.append(self._loop.call_later(STOP_GRACE, self._child.kill))
         await self._ended.wait()
 
     def describe(self) -> dict[str, Any]:
@@ -134,38 +134,31 @@ class ModelHost:
         self._on_endpoint(self.endpoint)
         self._on_closed(self.provider, None)
 
-    def _exited(self) -> None:
-        process = self._process
-        if process is None:
-            return
-        self._loop.remove_reader(process.sentinel)
-        process.join(timeout=5.0)  # it has exited: this only reaps
-        code = process.exitcode
-        process.close()
+    def _exited(self, reason: str) -> None:
         self._readable()  # its last words may still lie in the pipe
         self._close_pipe()
         self._cancel_timers()
-        self._process, self.pid, self.endpoint = None, None, None
+        self._child, self.endpoint = None, None
         if self._stopping:
             self._ended.set()
-            return
+        else:
+            self._plan_restart(reason)
+
+    def _plan_restart(self, reason: str) -> None:
         up_for = self._loop.time() - self._spawned_at
         self._failures = 1 if up_for >= HEALTHY_AFTER else self._failures + 1
         self.restarts += 1
-        reason = f"its model server ended (status {code}) and is being restarted"
-        log.warning("provider %s: %s", self.provider, reason)
-        self._on_closed(self.provider, reason)
+        closed = f"its model server {reason} and is being restarted"
+        log.warning("provider %s: %s", self.provider, closed)
+        self._on_closed(self.provider, closed)
         ceiling = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2 ** (self._failures - 1))
         delay = random.uniform(0.0, ceiling)  # noqa: S311 - jitter, not a secret
         self._timers.append(self._loop.call_later(delay, self.start))
 
     def _too_slow(self) -> None:
         log.error("the model server of %s was not ready after %.0f s: ending it", self.provider, LOAD_DEADLINE)
-        self._kill()
-
-    def _kill(self) -> None:
-        if self._process is not None and self._process.is_alive():
-            self._process.kill()
+        if self._child is not None:
+            self._child.kill()
 
     def _close_pipe(self) -> None:
         if self._pipe is not None:

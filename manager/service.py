@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from callpool.manager.core.catalogue import refuse_timeout
 from callpool.manager.core.events import (
     AccountClosed,
     CancelAsked,
@@ -287,6 +288,8 @@ class Service:
         return as_plain(record)
 
     def _drain(self, _client: str, arguments: _DrainArguments) -> asyncio.Future[dict[str, Any]]:
+        if arguments.timeout != 0 and (fault := refuse_timeout(arguments.timeout)) is not None:
+            raise from_fault(fault)
         return self._outlets.ask_drain(arguments.timeout)
 
     def _status(self, _client: str, _arguments: _NoArguments) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes, what: str) -> Any
     """Decode one frame; anything that is not exactly the expected shape is a ProtocolError."""
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec raises ValueErrors, of text that is no UTF-8 a plain one
         raise ProtocolError(f"malformed {what}: {error}") from None
 
 

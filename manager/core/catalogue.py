@@ -7,7 +7,6 @@ the same function that the supervisor applies again.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from typing import TYPE_CHECKING
 
@@ -73,15 +72,16 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
 
-def refuse_timeout(timeout: float | None, param: str = "timeout") -> Fault | None:
+def refuse_timeout(timeout: object, param: str = "timeout") -> Fault | None:
     """The fault in a number of seconds, or None. NaN compares false with everything, so it is asked for by name."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         return bad_input(param, f"must be a number of seconds, got {type(timeout).__name__}")
-    if not math.isfinite(timeout) or not 0 < timeout <= MAX_TIMEOUT:
+    if not 0 < timeout <= MAX_TIMEOUT:  # NaN too: it compares false with everything
+        shown = repr(timeout) if isinstance(timeout, float) or abs(timeout) < 1e18 else "far more"
         return bad_input(
-            param, f"must be above 0 and at most {MAX_TIMEOUT:.0f} seconds, got {timeout!r}", limit=MAX_TIMEOUT
+            param, f"must be above 0 and at most {MAX_TIMEOUT:.0f} seconds, got {shown}", limit=MAX_TIMEOUT
         )
     return None
 
@@ -93,6 +93,6 @@ def bad_input(param: str, message: str, **details: Detail) -> Fault:
 
 def _unknown(what: str, name: str, known: Iterable[str], of: str = "") -> Fault:
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1)
+    nearest = difflib.get_close_matches(name[:80], names, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names[:20]) or 'none'}"
     return Fault(code=f"unknown_{what}", message=f"unknown {what} {name[:80]!r}{of}", param=what, hint=hint)

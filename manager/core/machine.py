@@ -115,6 +115,7 @@ class Core:
         self.drain: Drain | None = None
         self._deadlines = Deadlines()
         self._sequence = 0
+        self._dispatches = 0
         self._handlers: dict[type[Event], Handler] = {
             Submitted: self._submitted,
             Reported: self._reported,
@@ -214,7 +215,9 @@ class Core:
     def _dispatch(self, request: Request, now: Now, effects: list[Effect]) -> None:
         worker = min(self.by_worker, key=lambda number: len(self.by_worker[number]))
         advance(request, Move.ALLOCATE)
-        request.attempt += 1
+        self._dispatches += 1
+        request.attempt = self._dispatches
+        request.tries += 1
         request.worker = worker
         self.by_worker[worker].add(request.request_id)
         self.ledger.reserve(request.provider, request.request_id)
@@ -258,6 +261,7 @@ class Core:
         elif type(report) is Finished:
             self._finish(request, report, now, effects)
         elif type(report) is Piece:
+            self._start(request, now)  # what gives text has started
             if request.phases[-1][0] is Phase.PROVIDER_CALL_START:
                 request.phases.append((Phase.FIRST_TOKEN, now))
             effects.append(ToClient(request.client, Chunk(request.request_id, report.body)))
@@ -364,15 +368,17 @@ class Core:
 
     def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         """The worker of this request is gone."""
-        details: dict[str, Detail] = {"worker": event.worker, "attempt": request.attempt}
+        details: dict[str, Detail] = {"worker": event.worker, "attempt": request.tries}
         if request.ending is not None:
             self._end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
         elif request.state is State.PROCESSING:
             message = f"worker {event.worker} {event.reason} during the call: it may have been billed"
             self._end(request, Fault(code="worker_lost", message=message, details=details), now, effects)
-        elif request.attempt >= MAX_LOST_ATTEMPTS:
-            message = f"worker {event.worker} {event.reason}; this request lost {request.attempt} workers before its call began"
-            self._end(request, Fault(code="worker_lost", message=message, details=details), now, effects)
+        elif request.tries >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
+            message = (
+                f"worker {event.worker} {event.reason}; this request lost {request.tries} workers before its call began"
+            )
+            self._end(request, Fault(code="not_started", message=message, details=details), now, effects)
         else:
             self._release(request)
             if request.session is not None:
@@ -402,13 +408,14 @@ class Core:
     # Draining.
 
     def _drain_asked(self, event: DrainAsked, now: Now, effects: list[Effect]) -> None:
+        timeout = max(0.0, event.timeout)  # NaN too: a drain must end
         if self.drain is not None:
             if self.drain.cut_at is None:  # a second order can only shorten the first
-                self.drain.deadline = min(self.drain.deadline, now.monotonic + event.timeout)
+                self.drain.deadline = min(self.drain.deadline, now.monotonic + timeout)
             return
         self.drain = Drain(
             now=now.monotonic,
-            timeout=event.timeout,
+            timeout=timeout,
             active=self.sessions.active,
             total_sessions=self.sessions.created,
         )

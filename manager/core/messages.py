@@ -114,7 +114,7 @@ ClientEvent = Accepted | Rejected | Chunk | Done | Reply | Grant
 
 
 class Dispatch(_Message, frozen=True, tag=1):
-    """Make this call."""
+    """Make this call. `attempt` numbers all dispatches of this supervisor: reports count only with the current one."""
 
     request_id: str
     attempt: int

@@ -52,6 +52,7 @@ class Request:
         "metadata_bytes",
         "model",
         "payload",
+        "payload_bytes",
         "phases",
         "provider",
         "request_id",
@@ -61,6 +62,7 @@ class Request:
         "state",
         "stream",
         "timeout",
+        "tries",
         "worker",
     )
 
@@ -70,6 +72,7 @@ class Request:
         self.provider = submit.provider
         self.model = submit.model
         self.payload = submit.payload
+        self.payload_bytes = len(submit.payload)
         self.metadata_bytes = len(submit.metadata)
         self.stream = submit.stream
         self.timeout = timeout
@@ -78,6 +81,10 @@ class Request:
         """Order of arrival: its place in the queue, kept when it has to wait again."""
         self.state = State.RECEIVED
         self.attempt = 0
+        """The number of its last dispatch, unique in the supervisor's life: a fencing token, also against an older request
+        with the same id whose worker never acknowledged its end."""
+        self.tries = 0
+        """How often it has been dispatched: what people call its attempts."""
         self.worker: int | None = None
         self.session: Session | None = None
         self.ending: Fault | None = None
@@ -115,11 +122,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             provider=request.provider,
             model=request.model,
             state=request.state.value,
-            attempt=request.attempt,
+            attempt=request.tries,
             worker=request.worker,
             timeout=request.timeout,
             metadata_bytes=request.metadata_bytes,
-            payload_bytes=len(request.payload),
+            payload_bytes=request.payload_bytes,
             phases=[(phase.value, at.wall, at.monotonic - received) for phase, at in request.phases],
             duration=request.session.duration(now.monotonic) if request.session else 0.0,
             fault=fault,

@@ -29,6 +29,8 @@ class Scheduler:
         self._heaps: dict[str, list[tuple[int, str]]] = {}
         self._counts: dict[str, int] = {}
         self._bytes = 0
+        self._latest: dict[str, int] = {}
+        """account → the highest sequence that ever waited for it."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -55,6 +57,7 @@ class Scheduler:
         heap = self._heaps.get(account)
         if heap is None:
             heap = self._heaps[account] = []
+        self._latest[account] = max(self._latest.get(account, 0), request.sequence)
         heapq.heappush(heap, (request.sequence, request.request_id))
 
     def next_for(self, has_slot: Callable[[str], bool]) -> Request | None:
@@ -85,8 +88,7 @@ class Scheduler:
         """How many requests of the same account wait before this one. O(1) for the newest, the case of every submit."""
         count = self._counts.get(request.provider, 0)
         heap = self._heaps.get(request.provider, [])
-        newest = heap[-1] if heap else None
-        if newest == (request.sequence, request.request_id):
+        if heap and request.sequence == self._latest.get(request.provider):
             return count - 1
         return sum(
             1

@@ -32,6 +32,11 @@ MAX_DEPTH = 64
 """Arrays and objects inside one another, the outermost counted. The parser recurses, so this is known before it runs."""
 MAX_KEYS = 10_000
 """Keys of one object. Not of the whole document: a long conversation has a few in each of many thousand messages."""
+INPUT_CODES = frozenset({
+    "bad_id", "duplicate_key", "expected_object", "invalid_json", "invalid_unicode", "non_finite_number", "not_utf8",
+    "number_out_of_range", "too_deep", "too_large", "too_many_keys", "wrong_type",
+})  # fmt: skip
+"""Every code of this file: each is the input's fault."""
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")

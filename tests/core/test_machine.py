@@ -220,7 +220,7 @@ def test_a_request_that_loses_worker_after_worker_is_given_up() -> None:
         assert to_clients(b.do(WorkerDown(number, "was killed"))) == []
     b.do(WorkerUp(9))
     message = done(b.do(WorkerDown(9, "was killed")))
-    assert (message.state, message.fault.code if message.fault else None) == ("error", "worker_lost")
+    assert (message.state, message.fault.code if message.fault else None) == ("error", "not_started")
     assert b.core.requests == {}
 
 

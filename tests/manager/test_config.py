@@ -93,7 +93,9 @@ def test_an_empty_configuration_is_the_defaults_without_a_provider(tmp_path: Pat
 def test_a_byte_order_mark_and_the_line_ends_of_windows_are_accepted(tmp_path: Path) -> None:
     path = written(tmp_path, b"\xef\xbb\xbf[supervisor]\r\nworkers = 4\r\n")
     assert load(path, {}).supervisor.workers == 4
-    assert "c.toml:2: supervisor.wrkers: unknown key" in str(refusal(written(tmp_path, "[supervisor]\r\nwrkers = 4\r\n")))
+    assert "c.toml:2: supervisor.wrkers: unknown key" in str(
+        refusal(written(tmp_path, "[supervisor]\r\nwrkers = 4\r\n"))
+    )
 
 
 def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
     (home / "own.toml").write_text("[supervisor]\nworkers = 7")
     assert load(None, environ | {"CALLPOOL_CONFIG": "~/own.toml"}).supervisor.workers == 7
     assert load("~/own.toml", environ).supervisor.workers == 7
-    with pytest.raises(ConfigError, match="absent.toml: no such file"):
+    with pytest.raises(ConfigError, match=r"absent\.toml: no such file"):
         load(None, environ | {"CALLPOOL_CONFIG": str(tmp_path / "absent.toml")})
 
 
@@ -140,7 +142,8 @@ def test_names_of_key_files_become_absolute(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("wrokers = 2", '1: wrokers: unknown key; valid are: providers, supervisor'),
+        ("zzz = 2", "1: zzz: unknown key; valid are: providers, supervisor"),
+        ("workers = 2", "1: workers: unknown key; it belongs under [supervisor]"),
         ("\n[supervisr]\nworkers = 2", '2: supervisr: unknown key; did you mean "supervisor"?'),
         ("[supervisor]\n\nwokers = 2", '3: supervisor.wokers: unknown key; did you mean "workers"?'),
         ('[supervisor]\n"worker\\ns" = 2', '2: supervisor."worker\\ns": unknown key; did you mean "workers"?'),
@@ -172,7 +175,6 @@ def test_names_of_key_files_become_absolute(tmp_path: Path, monkeypatch: pytest.
         ('[providers.x]\nkind = "kimi"\nmodels.m = 1', "3: providers.x.models.m: a table is wanted"),
         ('[providers.x]\nkind = "kimi"\nmodels."" = {}', '3: providers.x.models."": a model\'s name has 1 to 200'),
         ('[providers.x]\nkind = "kimi"\nmodels."\\u0007" = {}', '3: providers.x.models."\\x07": a model\'s name has'),
-        ('[providers.x]\nkind = "kimi"\nmodels.m = {\n', ""),
         ('[providers.x]\nkind = "glm"\nmodels.m.delay = 1', '3: providers.x.models.m.delay: is for providers of kind "scr'),
         ('[providers.x]\nkind = "kimi"\napi_key_env = "A"\napi_key_file = "b"', "4: providers.x.api_key_file: a key comes"),
         ('[providers.x]\nkind = "kimi"\napi_key_file = ""', "3: providers.x.api_key_file: must be the path of a file"),
@@ -190,8 +192,6 @@ def test_names_of_key_files_become_absolute(tmp_path: Path, monkeypatch: pytest.
 )  # fmt: skip
 def test_each_problem_is_told_with_file_line_key_and_reason(tmp_path: Path, text: str, expected: str) -> None:
     path = written(tmp_path, text)
-    if not expected:
-        pytest.skip("see the test of syntax errors")
     error = refusal(path, known_faults=("hang", "http_500"))
     message = str(error)
     assert message.startswith(f"{path}:")
@@ -222,7 +222,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
 def test_problems_of_a_dict_have_no_line() -> None:
     error = refusal({"supervisor": {"workers": 0}, "providers": {5: {"kind": "kimi"}, "x": {"kind": None, 7: 1}}, 3: 1})
     assert str(error).splitlines() == [
-        "configuration: : names of keys are text, one is a whole number",
+        "configuration: top level: names of keys are text, one is a whole number",
         "configuration: supervisor.workers: must be from 1 to 64",
         "configuration: providers[5]: a provider's name has 1 to 64 letters, digits, dots, underscores or hyphens",
         "configuration: providers.x: names of keys are text, one is a whole number",
@@ -232,13 +232,15 @@ def test_problems_of_a_dict_have_no_line() -> None:
 
 
 def test_a_large_file_of_problems_is_read_to_its_end_and_told_in_part(tmp_path: Path) -> None:
-    body = "".join(f'[providers.p{n}]\nkind = "scripted"\nmodels.m = {{ replies = ["{"x" * 50}"] }}\n' for n in range(9_000))
-    wrong = "".join(f"wrong{n} = 1\n" for n in range(9_000))
+    body = "".join(
+        f'[providers.p{n}]\nkind = "scripted"\nmodels.m = {{ replies = ["{"x" * 50}"] }}\n' for n in range(8_000)
+    )
+    wrong = "".join(f"wrong{n} = 1\n" for n in range(8_000))
     path = written(tmp_path, body + wrong)
     assert 900_000 < path.stat().st_size < config.LARGEST_FILE
     lines = str(refusal(path)).splitlines()
-    assert lines[0].startswith(f"{path}:27001: providers.p8999.wrong0: unknown key")
-    assert lines[-1] == f"{path}: and 8950 more problems"
+    assert lines[0].startswith(f"{path}:24001: providers.p7999.wrong0: unknown key")
+    assert lines[-1] == f"{path}: and 7950 more problems"
     assert len(lines) == 51
 
 
@@ -389,7 +391,7 @@ def test_a_key_in_the_file_is_refused_with_the_way_to_give_it(tmp_path: Path, na
 
 def test_no_text_that_could_be_a_key_is_repeated_wherever_it_was_pasted() -> None:
     text_fields = [*SUPERVISOR_RULES], [*PROVIDER_RULES], [*MODEL_RULES]
-    supervisor, provider, model = ({name: CANARY for name in names} for names in text_fields)
+    supervisor, provider, model = (dict.fromkeys(names, CANARY) for names in text_fields)
     document = {
         "supervisor": supervisor | {"pasted": CANARY},
         "providers": {"x": provider | {"models": {"m": model}, "pasted": CANARY}, "y": CANARY},
@@ -432,7 +434,9 @@ def test_every_limit_has_a_least_and_a_most(name: str) -> None:
 
 any_value = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5) | st.integers(0, 3), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5) | st.integers(0, 3), inner, max_size=2)
+    ),
 )
 any_model = st.dictionaries(st.sampled_from([*MODEL_RULES]), any_value, max_size=3)
 any_provider = st.dictionaries(st.sampled_from([*PROVIDER_RULES, "x"]), any_value, max_size=4)
@@ -455,10 +459,14 @@ any_provider = st.dictionaries(st.sampled_from([*PROVIDER_RULES, "x"]), any_valu
     )
 )
 def test_any_data_is_settings_or_a_refusal_that_counts(document: dict[str, Any]) -> None:
+    refused: ConfigError | None = None
+    settings = Settings()
     try:
         settings = load(document, {})
     except ConfigError as error:
-        assert error.details["count"] == len(str(error).splitlines())
+        refused = error
+    if refused is not None:
+        assert refused.details["count"] == len(str(refused).splitlines())
     else:
         assert load(msgspec.to_builtins(settings), {}) == settings
 

@@ -152,8 +152,12 @@ def test_fault(loop: str, fault: str, *, stream: bool) -> None:
             call = make_call(stream=stream, timeout=SOON if fault in HANGING else HANG, **options)
             found = await outcome_of(provider, call, progress)
             check(found, OUTCOMES[fault][stream], progress)
-            assert len(fake.calls) == progress.starts == 1, "one call is one request, started once"
-            await fake.wait_for(all_ended)
+            assert progress.starts == 1
+            ended = await fake.wait_for(all_ended)
+            if fault in HANGING:  # on a busy machine the deadline may be over before the request is there
+                assert [seen.outcome for seen in ended] in ([], ["client_gone"])
+            else:
+                assert len(ended) == 1, "one call is one request"
             assert (
                 await run_call(provider, make_call(stream=stream), Recorder())
             ).content == "echo: the quick brown fox"

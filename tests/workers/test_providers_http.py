@@ -329,6 +329,17 @@ def test_a_stream_left_open_after_done_is_closed_and_not_reused(monkeypatch: pyt
     assert server.connections == 2
 
 
+def test_a_stream_that_ends_a_little_after_done_leaves_its_connection_usable() -> None:
+    async def respond(exchange: Exchange) -> None:
+        await exchange.begin_stream(EVENTS, DONE)
+        await asyncio.sleep(0.01)
+        exchange.writer.write(b"0\r\n\r\n")
+
+    server, found = run_against(respond, make_call(stream=True), make_call(stream=True))
+    assert [one.content for one in found] == ["hi", "hi"]
+    assert server.connections == 1
+
+
 def test_a_refusal_whose_body_never_ends_is_still_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     async def respond(exchange: Exchange) -> None:
         exchange.writer.write(b"HTTP/1.1 429 Too Many\r\nContent-Length: 1000\r\nRetry-After: 7\r\n\r\nslow d")

@@ -24,6 +24,7 @@ def test_only_reveal_shows_the_key(caplog: pytest.LogCaptureFixture) -> None:
     texts = [str(secret), repr(secret), f"{secret}", f"{secret:>40}", f"{[secret]}", caplog.text]
     assert not [text for text in texts if KEY in text]
     assert secret.reveal() == KEY
+    assert str(secret) == repr(secret) == "[key]"
 
 
 @pytest.mark.parametrize("leave", [pickle.dumps, copy.copy, copy.deepcopy])
@@ -41,7 +42,7 @@ def test_what_no_header_can_carry_is_refused_without_being_quoted(value: str) ->
 
 
 def test_redact_knows_every_living_key_and_its_parts() -> None:
-    first, second = Secret(KEY), Secret("identity-of-the-key.secret-of-the-key-1234")
+    first, second = Secret("one-of-two-keys"), Secret("identity-of-the-key.secret-of-the-key-1234")
     text = f"a {first.reveal()} b {second.reveal()} c secret-of-the-key-1234 d"
     assert redact(text) == "a [key] b [key] c [key] d"
     del first, second

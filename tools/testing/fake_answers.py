@@ -120,15 +120,12 @@ def events(answer: Answer) -> Events:
     ]
     deltas += [delta_event(answer, {"content": text}) for text in pieces(answer.content, answer.chunks)]
     choice: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": answer.finish_reason}
-    match answer.usage_place:
-        case "choice":
-            finish = [stream_chunk(answer, [choice | {"usage": answer.usage}])]
-        case "top":
-            finish = [stream_chunk(answer, [choice], usage=answer.usage)]
-        case "final":
-            finish = [stream_chunk(answer, [choice]), stream_chunk(answer, [], usage=answer.usage)]
-        case None:
-            finish = [stream_chunk(answer, [choice])]
+    if answer.usage_place == "choice":
+        choice["usage"] = answer.usage
+    in_finish = {"usage": answer.usage} if answer.usage_place == "top" else {}
+    finish = [stream_chunk(answer, [choice], **in_finish)]
+    if answer.usage_place == "final":
+        finish.append(stream_chunk(answer, [], usage=answer.usage))
     return Events(delta_event(answer, {"role": "assistant", "content": ""}), deltas, finish, DONE)
 
 

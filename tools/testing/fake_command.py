@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -73,10 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             port=chosen.port,
             keep_calls=False,
         )
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         options.error(str(error))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(fake, lifeline=chosen.lifeline))
+        try:
+            runner.run(_serve(fake, lifeline=chosen.lifeline))
+        except OSError as error:  # the port or the log
+            options.error(str(error))
     return 0
 
 
@@ -100,10 +103,10 @@ async def _serve(fake: FakeProvider, *, lifeline: bool) -> None:
         await told_to_end.wait()
 
 
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed: a fake that is slower than what it measures would be measured instead."""
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The loop of uvloop where it is installed: a fake slower than what it measures would be measured instead."""
     try:
-        import uvloop
+        import uvloop  # noqa: PLC0415  # the fake runs without it
     except ImportError:
         return None
-    return uvloop.Loop
+    return uvloop.new_event_loop

@@ -12,6 +12,7 @@ A client that closes only its sending side counts as gone, as it does for the pr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from callpool.tools.testing.fake_http import Refusal, Request, RequestParser
@@ -44,6 +45,9 @@ class Connection:
         finally:
             answering.cancel()
             await asyncio.wait([answering])
+            self.abort()  # what a client that is gone has not read, it will not read
+            with contextlib.suppress(OSError):  # how the connection broke is the client's affair
+                await self.writer.wait_closed()
         if not answering.cancelled():
             answering.result()
 

@@ -7,6 +7,7 @@ and words. Kimi tells limits apart by one short word in the message, GLM by a co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -33,10 +34,12 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """Refusals by a limit carry a Retry-After header."""
     errors: dict[str, ErrorRow]
 
-    def error(self, meaning: str, message: str | None = None, **figures: int) -> tuple[int, bytes]:
+    def error(
+        self, meaning: str, message: str | None = None, figures: Mapping[str, int] | None = None
+    ) -> tuple[int, bytes]:
         """Status and body of a refusal. `message` replaces the dialect's own words; `figures` fill their gaps."""
         status, fields, words = self.errors[meaning]
-        text = message if message is not None else words.format(**(EXAMPLE_FIGURES | figures))
+        text = message if message is not None else words.format_map(figures or EXAMPLE_FIGURES)
         return status, msgspec.json.encode({"error": {**fields, "message": text}})
 
     def usage(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:

@@ -159,8 +159,8 @@ class Exchange:
 
     async def forever(self) -> NoReturn:
         """Do nothing until the client leaves or the fake stops."""
-        await asyncio.get_running_loop().create_future()
-        raise AssertionError("nobody completes this future")
+        while True:
+            await asyncio.get_running_loop().create_future()  # which nobody completes
 
     def drip_interval(self) -> float:
         """Seconds between two drops."""

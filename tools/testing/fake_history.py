@@ -31,7 +31,8 @@ class History:
         self.active = 0
         self.peak_active = 0
         self._fold = Fold(keep=keep)
-        self._log = LogWriter(log_path) if log_path is not None else None
+        self._log_path = log_path
+        self._log: LogWriter | None = None
         self._numbers = itertools.count(1)
         self._server = ""
         self._waiters: list[tuple[Predicate, asyncio.Future[None]]] = []
@@ -40,6 +41,11 @@ class History:
     def calls(self) -> list[CallRecord]:
         """Calls seen, in order of arrival; empty where they are not kept."""
         return self._fold.calls
+
+    def open(self) -> None:
+        """Open the log. OSError where it cannot be written."""
+        if self._log_path is not None:
+            self._log = LogWriter(self._log_path)
 
     def start(self, port: int, base_url: str, dialect: str) -> None:
         """The fake listens from now on."""
@@ -60,23 +66,21 @@ class History:
         """A call begins; it is open until `end` or `client_gone`."""
         self.active += 1
         self.peak_active = max(self.peak_active, self.active)
-        record = self._note(
-            Arrived(
-                server=self._server,
-                number=next(self._numbers),
-                at=time.monotonic(),
-                connection=connection,
-                active=self.active,
-                model=model,
-                stream=stream,
-                digest=digest,
-                last_message=last_message,
-                key_tail=key_tail,
-                fault=fault,
-            )
+        event = Arrived(
+            server=self._server,
+            number=next(self._numbers),
+            at=time.monotonic(),
+            connection=connection,
+            active=self.active,
+            model=model,
+            stream=stream,
+            digest=digest,
+            last_message=last_message,
+            key_tail=key_tail,
+            fault=fault,
         )
-        assert record is not None
-        return record
+        self._note(event)
+        return self._fold.open_call(event.server, event.number)
 
     def first_byte(self, record: CallRecord, status: int | None) -> None:
         """The answer's first byte is about to be handed to the socket."""
@@ -92,16 +96,16 @@ class History:
         self.active -= 1
         self._note(ClientGone(self._server, record.number, time.monotonic()))
 
-    async def wait_for(self, predicate: Predicate, timeout: float) -> list[CallRecord]:
-        """Return the calls as soon as `predicate` holds of them; TimeoutError after `timeout` seconds."""
+    async def wait_for(self, predicate: Predicate, limit: float) -> list[CallRecord]:
+        """Return the calls as soon as `predicate` holds of them; TimeoutError after `limit` seconds."""
         if not predicate(self.calls):
             waiter = (predicate, asyncio.get_running_loop().create_future())
             self._waiters.append(waiter)
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(limit):
                     await waiter[1]
             except TimeoutError:
-                raise TimeoutError(f"not seen within {timeout} s; calls: {self.calls[-5:]}") from None
+                raise TimeoutError(f"not seen within {limit} s; calls: {self.calls[-5:]}") from None
             finally:
                 self._waiters.remove(waiter)
         return list(self.calls)
@@ -112,11 +116,15 @@ class History:
             self._log.close()
             self._log = None
 
-    def _note(self, event: Event) -> CallRecord | None:
+    def _note(self, event: Event) -> None:
         if self._log is not None:
             self._log.append(event)
-        record = self._fold.apply(event)
+        self._fold.apply(event)
         for predicate, future in self._waiters:
-            if not future.done() and predicate(self.calls):
-                future.set_result(None)
-        return record
+            if future.done():
+                continue
+            try:
+                if predicate(self.calls):
+                    future.set_result(None)
+            except Exception as error:  # noqa: BLE001  # the asker's mistake goes to the asker, not to the call at hand
+                future.set_exception(error)

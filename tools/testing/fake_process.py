@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self, cast
 
 import msgspec
 
@@ -56,8 +56,11 @@ class FakeProviderProcess:
         reply: str | None = None,
         port: int = 0,
     ) -> None:
-        self._folder = None if log_path is not None else tempfile.TemporaryDirectory(prefix="callpool-fake-")
-        self._log_path = Path(log_path) if log_path is not None else Path(self._folder.name, "calls.jsonl")  # type: ignore[union-attr]
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if log_path is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="callpool-fake-")
+            log_path = Path(self._folder.name, "calls.jsonl")
+        self._log_path = Path(log_path)
         self._reader = LogReader(self._log_path)
         self._final: list[CallRecord] | None = None
         options = {
@@ -81,9 +84,9 @@ class FakeProviderProcess:
             env=os.environ | ({KEY_VARIABLE: api_key} if api_key is not None else {}),
         )
         try:
-            ready = self._wait_until_ready()
+            ready = self._wait_until_ready(cast("IO[bytes]", self._process.stdout))
         except BaseException:
-            self.stop()
+            self._end()
             raise
         self.base_url = ready.base_url
         self.pid = ready.pid
@@ -107,21 +110,26 @@ class FakeProviderProcess:
             time.sleep(LOOK_AGAIN)
 
     def stop(self) -> None:
-        """End the process and take its last words in. Harmless if it was killed or stopped before."""
+        """End the process and take its last words in. Harmless if it was killed or stopped before.
+
+        RuntimeError where the fake ended by a defect of its own, which is on standard error.
+        """
         if self._final is not None:
             return
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
+        code = self._end()
+        if code > 0:  # below 0 is a signal: somebody killed it
+            raise RuntimeError(f"the fake provider ended with {code}")
+
+    def _end(self) -> int:
         try:
-            self._process.wait(STOP_LIMIT)
+            self._process.communicate(timeout=STOP_LIMIT)  # closes its standard input first
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self._process.communicate()
         self._final = self._reader.read() if self._log_path.exists() else []
         if self._folder is not None:
             self._folder.cleanup()
+        return self._process.returncode
 
     def __enter__(self) -> Self:
         return self
@@ -131,11 +139,10 @@ class FakeProviderProcess:
     ) -> None:
         self.stop()
 
-    def _wait_until_ready(self) -> Ready:
-        assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], START_LIMIT)[0]:
+    def _wait_until_ready(self, stdout: IO[bytes]) -> Ready:
+        if not select.select([stdout], [], [], START_LIMIT)[0]:
             raise TimeoutError(f"the fake provider was not ready within {START_LIMIT} s")
-        line = self._process.stdout.readline()
+        line = stdout.readline()
         if not line:
             raise RuntimeError(f"the fake provider ended with {self._process.wait(STOP_LIMIT)} before it was ready")
         return msgspec.json.decode(line, type=Ready)

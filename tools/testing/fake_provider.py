@@ -34,9 +34,9 @@ from callpool.tools.testing.fake_server import FakeProvider
 __all__ = [
     "FAULTS",
     "CallRecord",
-    "Fault",
     "FakeProvider",
     "FakeProviderProcess",
+    "Fault",
     "messages_digest",
     "peak_active",
     "read_log",

@@ -142,26 +142,29 @@ class Fold:
         self._keep = keep
         self._open: dict[tuple[str, int], CallRecord] = {}
 
-    def apply(self, event: Event) -> CallRecord | None:
-        """Take one event in; returns the record it belongs to. An event of no open call is a ValueError."""
+    def apply(self, event: Event) -> None:
+        """Take one event in. An event of a call that is not open is a ValueError."""
         if isinstance(event, Started):
-            for key in [key for key in self._open if key[0] == event.server]:
-                del self._open[key]
-            return None
-        if isinstance(event, Arrived):
-            return self._arrive(event)
-        record = self._open.get((event.server, event.number))
-        if record is None:
-            raise ValueError(f"{type(event).__name__} of call {event.number} at {event.server}, which is not open")
-        if isinstance(event, FirstByte):
+            self._open = {key: record for key, record in self._open.items() if key[0] != event.server}
+        elif isinstance(event, Arrived):
+            self._arrive(event)
+        elif isinstance(event, FirstByte):
+            record = self.open_call(event.server, event.number)
             record.first_byte, record.status = event.at, event.status
-            return record
-        record.ended = event.at
-        record.outcome = event.outcome if isinstance(event, Ended) else "client_gone"
-        del self._open[event.server, event.number]
+        else:
+            record = self.open_call(event.server, event.number)
+            record.ended = event.at
+            record.outcome = event.outcome if isinstance(event, Ended) else "client_gone"
+            del self._open[event.server, event.number]
+
+    def open_call(self, server: str, number: int) -> CallRecord:
+        """The record of a call that has not ended; ValueError where there is none."""
+        record = self._open.get((server, number))
+        if record is None:
+            raise ValueError(f"call {number} at {server} is not open")
         return record
 
-    def _arrive(self, event: Arrived) -> CallRecord:
+    def _arrive(self, event: Arrived) -> None:
         record = CallRecord(
             server=event.server,
             number=event.number,
@@ -178,7 +181,6 @@ class Fold:
         self._open[event.server, event.number] = record
         if self._keep:
             self.calls.append(record)
-        return record
 
 
 class LogWriter:

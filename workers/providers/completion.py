@@ -101,9 +101,8 @@ class Joined:
         """The equivalent `chat.completion` object."""
         body = {**self._top, "object": "chat.completion"}
         body["choices"] = [choice.body(index) for index, choice in self._choices.items()]
-        body.pop("usage", None)  # the top holds the last chunk's, which may be null where an earlier one counted
         if self._usage is not None:
-            body["usage"] = self._usage
+            body["usage"] = self._usage  # over that of the last chunk, which may be null where an earlier one counted
         return body
 
     @property

@@ -84,20 +84,18 @@ class Reply:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # aiohttp's own exit waits until the request has been uploaded, which a stuck provider never lets happen.
-        # After a body that ended, the connection is back in the pool already and this does nothing.
+        # After a body that ended, the connection is back in the pool already and this does nothing; before, closing is
+        # what ends the call at the provider.
         self._response.close()
 
     async def read(self, until: float | None = None) -> bytes:
-        """The next bytes of the body, b"" at its end. Raises `ConnectionFailed`; TimeoutError at loop time `until`."""
+        """The next bytes of the body, b"" at its end. Raises `ConnectionFailed`, also at loop time `until`."""
         try:
             if until is None:
                 return await self._response.content.readany()
             async with asyncio.timeout_at(until):
                 return await self._response.content.readany()
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            if until is not None and type(error) is TimeoutError:
-                raise
             failure = ConnectionFailed("body", describe(error))
         raise failure
 
@@ -119,7 +117,7 @@ class Reply:
         try:
             while len(body) < limit and (piece := await self.read(until)):
                 body += piece
-        except (ConnectionFailed, TimeoutError):
+        except ConnectionFailed:
             pass
         return body[:limit]
 

@@ -95,7 +95,7 @@ class OpenAICompatible:
             failure = failures.unreachable(call, lost.phase, lost.reason, retryable=lost.retryable, partial=partial)
         except (Malformed, EventTooLarge) as malformed:
             failure = failures.broken(call, str(malformed), joined.text if joined else None)
-        except RecursionError:  # shallow enough to be decoded, too deep to be joined or passed on
+        except RecursionError:  # in decoding, in joining, or in passing on
             failure = failures.broken(call, "its JSON is nested too deeply", joined.text if joined else None)
         raise failure
 
@@ -149,7 +149,7 @@ class OpenAICompatible:
         while not done:
             try:
                 piece = await reply.read(until)
-            except (ConnectionFailed, TimeoutError):
+            except ConnectionFailed:
                 if not joined.complete:
                     raise
                 break
@@ -216,8 +216,6 @@ def _headers(preset: Preset, key: Secret | None) -> dict[str, str]:
 def _decode(data: bytes) -> dict[str, Any]:
     try:
         decoded = msgspec.json.decode(data)
-    except RecursionError:
-        raise Malformed("its JSON is nested too deeply") from None
     except ValueError:
         raise Malformed("it is not JSON") from None
     if not isinstance(decoded, dict):
@@ -231,7 +229,7 @@ async def _read_to_end(reply: Reply) -> None:
     try:
         while await reply.read(until):
             pass
-    except (ConnectionFailed, TimeoutError):
+    except ConnectionFailed:
         pass  # the answer is complete; the connection is closed instead of kept
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from subprocess import CompletedProcess, Popen
 from typing import Any
 
+import psutil
 import pytest
 
 import callpool as library
 from callpool.manager.exits import Exit
+from callpool.tools.cli import processes
 from tests import ground
 
 Run = Callable[..., CompletedProcess[str]]
@@ -61,11 +63,13 @@ def read_until(process: Popen[str], text: str) -> str:
     raise AssertionError(f"it ended without saying {text!r}")
 
 
-def test_a_daemon_starts_once_and_stops_for_good(alone: Run, inside: Run, config: str) -> None:
+def test_a_daemon_starts_once_and_stop_returns_after_its_last_breath(alone: Run, inside: Run, config: str) -> None:
     started = alone("start", "--detach", "--config", config)
     assert (started.returncode, started.stderr) == (0, "")
     with library.connect() as client:
-        pid = client.status()["pid"]
+        status = client.status()
+        pid = status["pid"]
+        process = psutil.Process(pid)
         assert f"pid {pid}" in started.stdout
         assert client.address in started.stdout
 
@@ -77,7 +81,10 @@ def test_a_daemon_starts_once_and_stops_for_good(alone: Run, inside: Run, config
         assert here.returncode == Exit.ALREADY_RUNNING
         assert f"already running (pid {pid})" in here.stderr
 
+    # A stopped worker does not go by itself, so the supervisor lives on for some time after its drain report.
+    os.kill(status["workers"][0]["pid"], signal.SIGSTOP)
     stopped = alone("stop")
+    assert processes.has_ended(process)
     assert (stopped.returncode, stopped.stderr) == (0, "")
     assert "drained in" in stopped.stdout
     assert all(name in stopped.stdout for name in OUTCOMES | FIGURES)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import callpool as library
+from callpool.tools.cli.chat import Conversation
 from tests import ground
 
 Run = Callable[..., CompletedProcess[str]]
@@ -192,7 +193,11 @@ def test_a_dialogue_on_a_terminal(supervisor: dict[str, str], on_terminal: Calla
     screen.until("\na")  # the echo of the keys is on the prompt's line
     screen.interrupt()
     screen.until("(stopped)")
+    with connect(supervisor) as client:
+        ground.wait_for("the call's end", lambda: client.status()["sessions"]["active_sessions"] == 0)
     screen.until("> ")
+    screen.interrupt()
+    screen.until("Ctrl-D ends")
     screen.press("/nothing\n")
     screen.until("there is no /nothing")
     screen.press("/reset\n")
@@ -201,5 +206,42 @@ def test_a_dialogue_on_a_terminal(supervisor: dict[str, str], on_terminal: Calla
     screen.press("\x04")
     status, _ = screen.rest()
     assert status == 0
-    with connect(supervisor) as client:
-        ground.wait_for("no call left", lambda: client.status()["sessions"]["active_sessions"] == 0)
+
+
+class Listener:
+    """A client in place of the real one: keeps what it was sent, and answers or fails in turn."""
+
+    def __init__(self, *answers: str | Exception) -> None:
+        self._answers = list(answers)
+        self.heard: list[list[str]] = []
+
+    def submit(self, *, messages: list[dict[str, str]], stream: bool) -> Listener:
+        assert stream
+        self.heard.append([message["content"] for message in messages])
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def result(self) -> dict[str, str]:
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return {"content": answer}
+
+
+def test_a_conversation_keeps_whole_exchanges_until_it_is_reset() -> None:
+    listener = Listener("1", library.RateLimited("no"), "3", "4")
+    conversation = Conversation(cast("library.Client", listener), "be kind")
+    assert conversation.ask("one")
+    with pytest.raises(library.RateLimited):
+        conversation.ask("two")
+    assert conversation.ask("three")
+    conversation.reset()
+    assert conversation.ask("four")
+    assert listener.heard == [
+        ["be kind", "one"],
+        ["be kind", "one", "1", "two"],
+        ["be kind", "one", "1", "three"],
+        ["be kind", "four"],
+    ]

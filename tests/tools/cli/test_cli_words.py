@@ -6,14 +6,17 @@ import inspect
 import io
 import json
 import re
+import subprocess
+import sys
 from typing import Any
 
+import psutil
 import pytest
 
 from callpool import errors
 from callpool.manager.client import Client
 from callpool.manager.exits import Exit
-from callpool.tools.cli import failures, options, tables, terminal
+from callpool.tools.cli import failures, options, processes, tables, terminal
 from callpool.tools.cli.app import run
 from callpool.tools.cli.figures import bar, byte_size, counted, span
 
@@ -149,7 +152,7 @@ def test_a_record_that_has_not_ended_has_no_last_duration(capsys: pytest.Capture
     record = {
         "request_id": "r1", "session_id": "s1", "client": "c1", "provider": "fake", "model": "m", "state": "processing",
         "attempt": 1, "worker": None, "timeout": 30.0, "metadata_bytes": 2, "payload_bytes": 9, "duration": 1.5,
-        "fault": {"code": "timeout", "message": "too\x1b long"},
+        "fault": {"code": "timeout", "message": "too\x1b long" + "x" * 200},
         "phases": [
             {"phase": "RECEIVED", "at": 1_700_000_000.0, "after_seconds": 0.0},
             {"phase": "QUEUED", "at": 1_700_000_000.5, "after_seconds": 0.5},
@@ -159,7 +162,25 @@ def test_a_record_that_has_not_ended_has_no_last_duration(capsys: pytest.Capture
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].split() == ["RECEIVED", "0.000", "s", "0.500", "s"]
     assert lines[-1].split() == ["QUEUED", "0.500", "s"]
-    assert any("too\\x1b long" in line for line in lines)
+    assert "too\\x1blong" + "x" * 200 in "".join("".join(lines).split())
+    assert max(map(len, lines)) <= 80
+
+
+# Processes.
+
+
+def test_a_zombie_has_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-Ic", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = psutil.Process(child.pid)
+    assert not processes.wait_ended(process, 0.0)
+    assert (processes.memory_of(child.pid) or 0) > 0
+    child.kill()
+    assert processes.wait_ended(process, 20.0), "nobody has collected it yet"
+    child.communicate()
+    assert processes.wait_ended(process, 0.0)
+    assert processes.find(child.pid) is None
+    assert processes.memory_of(child.pid) is None
+    assert processes.memory_of(None) is None
 
 
 # Errors.

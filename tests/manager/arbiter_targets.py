@@ -1,0 +1,56 @@
+"""Workers that behave badly. Spawned by test_arbiter, so they live in a module that a new process can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from callpool.manager import wire
+from callpool.manager.core.messages import Finished, Ready
+
+
+def _say(pipe: socket.socket, *reports: object) -> None:
+    pipe.sendall(wire.encode_frame(list(reports)))
+
+
+def _hold(pipe: socket.socket) -> None:
+    """Until the pipe ends."""
+    while pipe.recv(65536):
+        pass
+
+
+def good(pipe: socket.socket) -> None:
+    """Ready, and obeys the end of the pipe."""
+    _say(pipe, Ready(os.getpid()))
+    _hold(pipe)
+
+
+def dies_at_once(_pipe: socket.socket) -> None:
+    """A fault at import, a missing library."""
+    os._exit(3)
+
+
+def never_ready(pipe: socket.socket) -> None:
+    """Starts and says nothing."""
+    _hold(pipe)
+
+
+def closes_its_pipe(pipe: socket.socket) -> None:
+    """Lives on without a pipe."""
+    _say(pipe, Ready(os.getpid()))
+    pipe.close()
+    signal.pause()
+
+
+def stubborn(pipe: socket.socket) -> None:
+    """Ends for nobody."""
+    _say(pipe, Ready(os.getpid()))
+    while True:
+        signal.pause()
+
+
+def last_words(pipe: socket.socket) -> None:
+    """Reports a great many results and dies in the middle of nothing."""
+    _say(pipe, Ready(os.getpid()), *(Finished(f"r{number}", 1, b"x" * 100) for number in range(500)))
+    os.kill(os.getpid(), signal.SIGKILL)

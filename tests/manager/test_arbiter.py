@@ -1,0 +1,166 @@
+"""Workers that die, hang, cheat: the arbiter notices, says why, and replaces them without a busy loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callpool.manager import arbiter
+from callpool.manager.arbiter import Arbiter, WorkerState
+from tests.manager import arbiter_targets as targets
+
+HANG = 20.0
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spawned processes get this process's path: let them find the targets."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+
+
+class Events:
+    """What the arbiter told."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[Any, ...]] = []
+
+    def worker_up(self, worker: int) -> None:
+        self.log.append(("up", worker))
+
+    def worker_down(self, worker: int, reason: str) -> None:
+        self.log.append(("down", worker, reason))
+
+    def handle_reports(self, worker: int, reports: Iterable[Any]) -> None:
+        self.log += [("report", worker, report.request_id) for report in reports]
+
+    def count(self, kind: str) -> int:
+        return sum(entry[0] == kind for entry in self.log)
+
+
+def _arguments(_worker: int, pipe: socket.socket) -> Sequence[Any]:
+    return (pipe,)
+
+
+def _run(
+    target: Callable[..., None],
+    test: Callable[[Arbiter, Events], Awaitable[None]],
+    *,
+    count: int = 1,
+    heartbeat: float = 10.0,
+    grace: float = 0.2,
+) -> Events:
+    events = Events()
+
+    async def body() -> None:
+        subject = Arbiter(events, count=count, target=target, arguments=_arguments, heartbeat_interval=heartbeat)
+        subject.start()
+        try:
+            async with asyncio.timeout(HANG):
+                await test(subject, events)
+        finally:
+            await asyncio.wait_for(subject.stop(grace=grace), HANG)
+
+    asyncio.run(body())
+    return events
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_workers_come_up_and_go_when_told() -> None:
+    async def test(subject: Arbiter, events: Events) -> None:
+        await _until(lambda: events.count("up") == 2)
+        assert [row["state"] for row in subject.describe()] == ["up", "up"]
+
+    events = _run(targets.good, test, count=2)
+    assert events.count("down") == 2
+
+
+def test_everything_a_worker_said_is_heard_before_its_death() -> None:
+    async def test(_subject: Arbiter, events: Events) -> None:
+        await _until(lambda: events.count("down"))
+        first = events.log.index(next(entry for entry in events.log if entry[0] == "down"))
+        said = [entry[2] for entry in events.log[:first] if entry[0] == "report"]
+        assert said == [f"r{number}" for number in range(500)]
+        assert events.log[first] == ("down", 0, "was killed by SIGKILL")
+
+    _run(targets.last_words, test)
+
+
+def test_a_crash_loop_is_slowed_down_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With full jitter, the fifth wait is drawn from [0, 16 × the first]: draws are fixed at their ceilings here."""
+    monkeypatch.setattr(arbiter, "BACKOFF_FIRST", 0.01)
+    monkeypatch.setattr(arbiter, "BACKOFF_LIMIT", 0.04)
+    waits: list[float] = []
+    monkeypatch.setattr(arbiter.random, "uniform", lambda _low, high: waits.append(high) or high)
+
+    async def test(subject: Arbiter, events: Events) -> None:
+        await _until(lambda: events.count("down") >= 5)
+        row = subject.describe()[0]
+        assert row["restarts"] >= 4
+        assert row["last_death"] == "exited with code 3"
+
+    events = _run(targets.dies_at_once, test)
+    assert events.count("up") == 0
+    assert waits[:5] == [0.01, 0.02, 0.04, 0.04, 0.04]
+
+
+def test_a_worker_that_is_never_ready_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arbiter, "START_DEADLINE", 0.3)
+    monkeypatch.setattr(arbiter, "DUMP_GRACE", 0.1)
+
+    async def test(_subject: Arbiter, events: Events) -> None:
+        await _until(lambda: events.count("down"))
+        assert "was not ready" in events.log[0][2]
+
+    _run(targets.never_ready, test, heartbeat=0.05)
+
+
+def test_a_worker_without_a_pipe_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arbiter, "DUMP_GRACE", 0.1)
+
+    async def test(_subject: Arbiter, events: Events) -> None:
+        await _until(lambda: events.count("up") >= 2)
+        assert events.log[:2] == [("up", 0), ("down", 0, "was killed by SIGKILL")]
+
+    _run(targets.closes_its_pipe, test)
+
+
+def test_a_stubborn_worker_does_not_keep_the_supervisor() -> None:
+    async def test(_subject: Arbiter, events: Events) -> None:
+        await _until(lambda: events.count("up") == 1)
+
+    assert _run(targets.stubborn, test).log[-1] == ("down", 0, "was killed by SIGKILL")
+
+
+def test_stopping_while_a_replacement_is_planned_starts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arbiter.random, "uniform", lambda _low, _high: 60.0)
+
+    async def test(subject: Arbiter, events: Events) -> None:
+        await _until(lambda: events.count("down") == 1)
+        assert subject.slots[0].state is WorkerState.DOWN
+
+    assert _run(targets.dies_at_once, test).count("down") == 1
+
+
+def test_a_death_noticed_by_somebody_elses_wait_is_still_a_death() -> None:
+    """A library that waits for any child reaps ours: the sentinel tells all the same."""
+
+    async def test(subject: Arbiter, events: Events) -> None:
+        await _until(lambda: events.count("up") == 1)
+        pid = subject.slots[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        await _until(lambda: events.count("up") == 2)
+
+    _run(targets.good, test)

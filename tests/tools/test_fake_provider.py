@@ -1,0 +1,416 @@
+"""The fake provider as a provider: its answers, its limits, and what it notices of its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+import callpool.tools.testing
+from callpool.tools.testing.fake_provider import FakeProvider, messages_digest, peak_active
+from tests.house.imports import imports_of, parse
+from tests.tools.raw_client import ask, chat, connect, leave, read_all, request, with_limit
+
+KEY = "sk-0123456789abcdef"
+ROOTS = {"openai": "/v1", "kimi": "/v1", "glm": "/api/paas/v4"}
+
+
+def run(main: Callable[[FakeProvider], Coroutine[Any, Any, None]], **options: Any) -> None:
+    async def served() -> None:
+        async with FakeProvider(**options) as fake:
+            await main(fake)
+
+    asyncio.run(with_limit(served()))
+
+
+async def post(session: aiohttp.ClientSession, to: FakeProvider, key: str = KEY, **body: Any) -> tuple[int, Any]:
+    """One plain call as an ordinary client makes it: the status and the decoded body."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]} | body
+    headers = {"Authorization": f"Bearer {key}"}
+    async with session.post(f"{to.base_url}/chat/completions", json=body, headers=headers) as response:
+        return response.status, await response.json()
+
+
+# Answers.
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("dialect", ROOTS)
+def test_an_answer_in_each_dialect(dialect: str, *, stream: bool) -> None:
+    async def main(fake: FakeProvider) -> None:
+        base = ROOTS[dialect]
+        assert fake.base_url.endswith(base)
+        sent = chat(text="hé 你好", stream=stream, base=base, stream_options={"include_usage": True})
+        told = (await ask(fake.base_url, sent)).told(stream=stream)
+        assert (told.content, told.finish_reason, told.done) == ("echo: hé 你好", "stop", stream)
+        assert told.pieces == (4 if stream else 0)
+        assert told.usage_places == [{"openai": "final", "kimi": "choice", "glm": "top"}[dialect] if stream else "top"]
+        assert told.usage is not None
+        assert (told.usage["prompt_tokens"], told.usage["completion_tokens"], told.usage["total_tokens"]) == (7, 4, 11)
+
+        told = (await ask(fake.base_url, chat(stream=stream, base=base))).told(stream=stream)
+        assert (told.usage is None) == (dialect == "openai" and stream), "openai tells a stream's usage when asked to"
+
+    run(main, dialect=dialect)
+
+
+def test_the_fakes_options_and_what_a_request_overrides() -> None:
+    async def main(fake: FakeProvider) -> None:
+        told = (await ask(fake.base_url, chat(stream=True))).told(stream=True)
+        assert (told.content, told.pieces) == ("fixed text", 2)
+        override = {"reply": "abc", "chunks": 9, "finish_reason": "tool_calls", "chunk_delay": 0.001, "delay": 0.001}
+        told = (await ask(fake.base_url, chat(stream=True, fake=override))).told(stream=True)
+        assert (told.content, told.pieces, told.finish_reason) == ("abc", 3, "tool_calls")
+        told = (await ask(fake.base_url, chat(fake={"reply": ""}, stream=True))).told(stream=True)
+        assert (told.content, told.pieces, told.finish_reason) == ("", 0, "stop")
+
+    run(main, reply="fixed text", chunks=2)
+
+
+def test_a_delay_passes_before_the_first_byte_and_between_pieces() -> None:
+    async def main(fake: FakeProvider) -> None:
+        await ask(fake.base_url, chat(stream=True, fake={"delay": 0.03, "chunk_delay": 0.01, "chunks": 3}))
+        [call] = fake.calls
+        assert call.first_byte is not None
+        assert call.ended is not None
+        assert call.first_byte - call.arrived >= 0.03
+        assert call.ended - call.first_byte >= 2 * 0.01
+
+    run(main)
+
+
+def test_parts_of_a_message_and_roles() -> None:
+    async def main(fake: FakeProvider) -> None:
+        parts = [{"type": "text", "text": "one "}, {"type": "image_url"}, {"type": "text", "text": "two"}]
+        messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
+        sent = chat(messages=messages)
+        assert (await ask(fake.base_url, sent)).told(stream=False).content == "echo: one two"
+        assert fake.calls[0].last_message == ""
+
+    run(main)
+
+
+def test_models_and_unknown_paths() -> None:
+    async def main(fake: FakeProvider) -> None:
+        listed = await ask(fake.base_url, request("GET", "/v1/models", key=KEY))
+        assert [entry["id"] for entry in listed.json()["data"]] == ["fake-model"]
+        assert (await ask(fake.base_url, request("GET", "/v1/models"))).status == 401
+        for method, path in (("POST", "/v1/models"), ("GET", "/v1/chat/completions"), ("POST", "/chat/completions")):
+            assert (await ask(fake.base_url, request(method, path, b"{}", key=KEY))).status == 404
+        assert fake.calls == []
+
+    run(main, api_key=KEY)
+
+    async def glm(fake: FakeProvider) -> None:
+        seen = await ask(fake.base_url, request("GET", "/api/paas/v4/models"))
+        assert (seen.status, seen.json()["error"]["code"]) == (404, "1222")
+
+    run(glm, dialect="glm")
+
+
+def test_the_key_is_checked_and_kept_out_of_the_records() -> None:
+    async def main(fake: FakeProvider) -> None:
+        assert (await ask(fake.base_url, chat(key=KEY))).status == 200
+        for key in (None, "", KEY + "x", "abcd"):
+            assert (await ask(fake.base_url, chat(key=key))).status == 401
+        assert [call.outcome for call in fake.calls] == ["answered"] + 4 * ["rejected"]
+        assert [call.key_tail for call in fake.calls] == ["cdef", "", "", "defx", ""]
+        assert KEY not in repr(fake.calls)
+
+    run(main, api_key=KEY)
+
+
+# Requests that are wrong.
+
+BAD_BODIES = {
+    "empty": b"",
+    "no json": b"{",
+    "not utf-8": b'{"model":"m","messages":[{"role":"user","content":"\xff"}]}',
+    "half a surrogate": b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}',
+    "not finite": b'{"model":"m","messages":[{"role":"user","content":"x","n":NaN}]}',
+    "too deep": b'{"model":"m","messages":[{"role":"user","content":' + b"[" * 100_000 + b"]" * 100_000 + b"}]}",
+    "no model": b'{"messages":[{"role":"user","content":"x"}]}',
+    "no messages": b'{"model":"m","messages":[]}',
+    "unknown option": b'{"model":"m","messages":[{}],"fake":{"dealy":1}}',
+    "negative delay": b'{"model":"m","messages":[{}],"fake":{"delay":-1}}',
+    "wrong type": b'{"model":"m","messages":[{}],"max_tokens":true}',
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_a_bad_body_is_refused_and_the_next_request_works(name: str) -> None:
+    async def main(fake: FakeProvider) -> None:
+        reader, writer = await connect(fake.base_url)
+        writer.write(request("POST", "/v1/chat/completions", BAD_BODIES[name], close=False) + chat())
+        seen = (await read_all(reader)).raw
+        await leave(writer)
+        assert seen.startswith(b"HTTP/1.1 400 ")
+        assert seen.count(b"HTTP/1.1 200 ") == 1
+        assert [call.outcome for call in fake.calls] == ["rejected", "answered"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("model", ["fault-htp_500", "fault-http_500-x", "fault-http_500-1-2", "fault-"])
+def test_an_unknown_fault_is_refused_with_the_nearest_name(model: str) -> None:
+    async def main(fake: FakeProvider) -> None:
+        seen = await ask(fake.base_url, chat(model=model))
+        assert seen.status == 400
+        if model != "fault-":
+            assert "the nearest is 'http_500'" in seen.json()["error"]["message"]
+        seen = await ask(fake.base_url, chat(fake={"fault": "silense"}))
+        assert "the nearest is 'silence'" in seen.json()["error"]["message"]
+        assert [call.outcome for call in fake.calls] == ["rejected", "rejected"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("option", [{"dialect": "klingon"}, {"delay": float("nan")}, {"chunks": 0}, {"rpm": -1}])
+def test_bad_options_are_refused_at_once(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(option))):
+        FakeProvider(**option)
+
+
+def test_a_storm_passes_after_the_calls_that_its_name_counts() -> None:
+    async def main(fake: FakeProvider) -> None:
+        async with aiohttp.ClientSession() as session:
+            statuses = [(await post(session, fake, model="fault-http_500-2"))[0] for _ in range(4)]
+            assert statuses == [500, 500, 200, 200]
+            assert (await post(session, fake, model="fault-http_500-1"))[0] == 500, "each model name has its own count"
+            assert (await post(session, fake, model="fault-http_500-1", fake={"fault": "overload"}))[0] == 200
+
+    run(main)
+
+
+# Limits.
+
+
+def test_concurrency_is_exact_under_load() -> None:
+    async def main(fake: FakeProvider) -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            answers = [asyncio.create_task(post(session, fake, fake={"fault": "silence"})) for _ in range(7)]
+            await fake.wait_for(lambda calls: len(calls) == 7)
+            statuses = [status for status, _ in await asyncio.gather(*(post(session, fake) for _ in range(40)))]
+            assert statuses == [429] * 40
+            assert (await post(session, fake, key="sk-another-key"))[0] == 200, "a limit of one key is none of another"
+            for answer in answers:
+                answer.cancel()
+            await fake.wait_for(lambda calls: sum(call.outcome == "client_gone" for call in calls) == 7)
+            assert (await post(session, fake))[0] == 200, "who left gave its place back"
+        assert peak_active([call for call in fake.calls if call.outcome != "rejected"]) == 8
+        assert fake.peak_active == max(call.active_at_arrival for call in fake.calls)
+
+    run(main, concurrency=7)
+
+
+@pytest.mark.parametrize("ending", ["reset", "close_before_headers", "http_500", "cut_stream", "length", "gzip_bomb"])
+def test_a_fault_gives_its_place_back(ending: str) -> None:
+    async def main(fake: FakeProvider) -> None:
+        for _ in range(2):
+            await ask(fake.base_url, chat(model=f"fault-{ending}", stream=True, fake={"size": 1}))
+        assert [call.outcome for call in fake.calls] == [f"fault:{ending}"] * 2
+
+    run(main, concurrency=1)
+
+
+REFUSED = {
+    ("openai", "rpm"): ("rate_limit_exceeded", "requests per min (RPM): Limit 3, Used 3"),
+    ("kimi", "rpm"): ("rate_limit_reached_error", "organization max RPM: 3, please try again after "),
+    ("glm", "rpm"): ("1303", "too frequent"),
+    ("openai", "tpm"): ("rate_limit_exceeded", "tokens per min (TPM): Limit 330, Used 318"),
+    ("kimi", "tpm"): ("rate_limit_reached_error", "TPM rate limit, current: 318, limit: 330"),
+    ("glm", "tpm"): ("1302", "tokens"),
+    ("openai", "concurrency"): ("rate_limit_exceeded", "concurrent requests: Limit 3"),
+    ("kimi", "concurrency"): ("rate_limit_reached_error", "max organization concurrency: 3"),
+    ("glm", "concurrency"): ("1302", "concurrent"),
+}
+
+
+@pytest.mark.parametrize(("dialect", "limit"), REFUSED)
+def test_limits_refuse_in_the_dialect(dialect: str, limit: str) -> None:
+    async def main(fake: FakeProvider) -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            options = {"delay": 60} if limit == "concurrency" else {}
+            calls = [asyncio.create_task(post(session, fake, max_tokens=100, fake=options)) for _ in range(20)]
+            await fake.wait_for(lambda calls: sum(call.outcome == "rejected" for call in calls) == 17)
+            for call in calls:
+                call.cancel() if limit == "concurrency" and not call.done() else None
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+        word, text = REFUSED[dialect, limit]
+        for status, body in answers:
+            if status == 429:
+                assert word in body["error"].values()
+                assert text in body["error"]["message"]
+
+    # Each call charges 4 for the message, 2 for its text, 100 in advance for the answer.
+    run(main, dialect=dialect, **{limit: 330 if limit == "tpm" else 3})
+
+
+# Connections, and clients that leave.
+
+
+def test_connections_are_kept_and_the_reuse_is_visible() -> None:
+    async def main(fake: FakeProvider) -> None:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(3):
+                await post(session, fake)
+            async with session.post(f"{fake.base_url}/nowhere") as response:
+                assert response.status == 404
+            await post(session, fake)
+        await ask(fake.base_url, chat())
+        assert [call.connection for call in fake.calls] == [1, 1, 1, 1, 2]
+
+    run(main)
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    async def main(fake: FakeProvider) -> None:
+        reader, writer = await connect(fake.base_url)
+        slow = chat(text="first", close=False, fake={"delay": 0.02})
+        writer.write(slow + chat(text="second", close=False) + chat(text="third"))
+        raw = (await read_all(reader)).raw
+        await leave(writer)
+        places = [raw.index(b"echo: " + text) for text in (b"first", b"second", b"third")]
+        assert places == sorted(places)
+        assert peak_active(fake.calls) == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "phase", [{"delay": 60}, {"chunk_delay": 60}, {"fault": "silence"}, {"fault": "sse_endless"}], ids=str
+)
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_client_that_leaves_is_noticed_at_once(phase: dict[str, Any], how: str) -> None:
+    async def main(fake: FakeProvider) -> None:
+        _, writer = await connect(fake.base_url)
+        writer.write(chat(stream=True, fake=phase))
+        waits_for_first_byte = "chunk_delay" in phase or phase.get("fault") == "sse_endless"
+        await fake.wait_for(lambda calls: bool(calls) and bool(calls[0].first_byte) == waits_for_first_byte)
+        assert fake.active == 1
+        writer.close() if how == "close" else writer.transport.abort()
+        [call] = await fake.wait_for(lambda calls: calls[0].outcome == "client_gone")
+        assert call.ended is not None
+        assert fake.active == 0
+        await leave(writer)
+
+    run(main)
+
+
+def test_a_request_that_comes_together_with_the_clients_leaving_was_made() -> None:
+    async def main(fake: FakeProvider) -> None:
+        for _ in range(20):
+            _, writer = await connect(fake.base_url)
+            writer.write(chat(fake={"delay": 60}))
+            await leave(writer)
+        await fake.wait_for(lambda calls: [call.outcome for call in calls] == ["client_gone"] * 20)
+
+    run(main)
+
+
+def test_stop_ends_what_is_open() -> None:
+    async def main() -> None:
+        async with FakeProvider() as fake:
+            connections = [await connect(fake.base_url) for _ in range(6)]
+            for _, writer in connections[:4]:
+                writer.write(chat(stream=True, fake={"chunk_delay": 60}))
+            # This one does not read, so that the fake's bytes pile up.
+            connections[4][1].write(chat(model="fault-sse_huge_line", stream=True))
+            await fake.wait_for(lambda calls: sum(call.first_byte is not None for call in calls) == 5)
+        assert [call.outcome for call in fake.calls] == ["stopped"] * 5
+        assert fake.active == 0
+        for reader, writer in connections:
+            await read_all(reader)
+            await leave(writer)
+        with pytest.raises(ConnectionRefusedError):
+            await connect(fake.base_url)
+        await fake.stop()
+        with pytest.raises(RuntimeError, match="before"):
+            await fake.start()
+
+    asyncio.run(with_limit(main()))
+
+
+def test_a_defect_of_the_fake_is_raised_by_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        def defect(_: Any) -> str:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("callpool.tools.testing.fake_answers.echo", defect)
+        fake = FakeProvider()
+        await fake.start()
+        assert (await ask(fake.base_url, chat(close=False))).raw == b""
+        with pytest.raises(ZeroDivisionError):
+            await fake.stop()
+
+    asyncio.run(with_limit(main()))
+
+
+# The witness.
+
+
+def test_a_call_has_ended_before_its_last_bytes_are_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a client that goes on because of them could be counted twice."""
+
+    async def main(fake: FakeProvider) -> None:
+        open_at_write: list[int] = []
+        write = asyncio.StreamWriter.write
+
+        def watched(self: asyncio.StreamWriter, data: bytes) -> None:
+            if data.startswith(b"HTTP/1.1 ") or b"[DONE]" in data:
+                open_at_write.append(fake.active)
+            write(self, data)
+
+        monkeypatch.setattr(asyncio.StreamWriter, "write", watched)
+        for body in ({}, {"fake": {"fault": "http_500"}}, {"model": ""}):
+            await ask(fake.base_url, chat(**body))
+        assert open_at_write == [0, 0, 0]
+        await ask(fake.base_url, chat(stream=True))
+        assert open_at_write[3:] == [1, 0], "a stream is open at its head and ended at its end"
+
+    run(main)
+
+
+def test_a_record_tells_what_was_asked() -> None:
+    async def main(fake: FakeProvider) -> None:
+        messages = [{"role": "system", "content": "s"}, {"content": "x" * 1000, "role": "user"}]
+        await ask(fake.base_url, chat(model="kimi-k3", messages=messages, stream=True))
+        [call] = fake.calls
+        assert (call.number, call.model, call.stream, call.status) == (1, "kimi-k3", True, 200)
+        assert call.last_message == "x" * 200
+        assert call.digest == messages_digest([messages[0], {"role": "user", "content": "x" * 1000}])
+        assert call.digest != messages_digest(messages[1:])
+        assert call.first_byte is not None
+        assert call.ended is not None
+        assert call.arrived <= call.first_byte <= call.ended
+
+    run(main)
+
+
+def test_a_wait_that_is_in_vain_ends_and_a_wrong_question_is_the_askers() -> None:
+    async def main(fake: FakeProvider) -> None:
+        with pytest.raises(TimeoutError, match="not seen"):
+            await fake.wait_for(lambda calls: len(calls) == 1, timeout=0.01)
+        wrong = asyncio.create_task(fake.wait_for(lambda calls: bool(calls) and calls[7].stream))
+        await asyncio.sleep(0)
+        assert (await ask(fake.base_url, chat())).status == 200
+        with pytest.raises(IndexError):
+            await wrong
+
+    run(main)
+
+
+def test_the_fake_knows_nothing_of_the_rest_of_callpool() -> None:
+    folder = Path(next(iter(callpool.tools.testing.__path__)))
+    files = sorted(folder.glob("fake_*.py"))
+    assert len(files) > 10
+    for path in files:
+        for _, name in imports_of(parse(path), f"callpool.tools.testing.{path.stem}"):
+            top = name.partition(".")[0]
+            ours = name.startswith("callpool.tools.testing.fake_")
+            assert ours or top in {"msgspec", "uvloop", *sys.stdlib_module_names}, f"{path.name} imports {name}"
