@@ -6,11 +6,13 @@ Its name ends in `__main__`, so that spawned workers do not import it again.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 
 def main(arguments: list[str]) -> int:
     """Run the supervisor that descriptor N describes; the exit status is one of `callpool.manager.exits`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the drain ladder stands, Ctrl-C ends it without a traceback
     match arguments:
         case ["--boot", number] if number.isdigit():
             pass

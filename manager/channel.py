@@ -9,6 +9,7 @@ nobody else is there.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ class Channel:
             raise ConnectionLost(f"the connection to the supervisor broke: {error}") from None
 
     def _read(self) -> None:
-        why = "the supervisor closed the connection"
+        why = ""
         try:
             while True:
                 body = self._connection.recv_frame()
@@ -95,19 +96,20 @@ class Channel:
             why = error.message
         except (OSError, ValueError) as error:  # closed by `close` while reading
             why = str(error)
-        self._shut()
+        if not self._shut():
+            why = "the client was closed, or its connection to the supervisor broke"
         self._connection.close()
         self._on_lost(ConnectionLost(why))
 
-    def _shut(self) -> None:
+    def _shut(self) -> bool:
+        """Let nobody send any more; whether this was the first call."""
         with self._lock:
             if self._closed:
-                return
+                return False
             self._closed = True
-        try:
+        with contextlib.suppress(OSError):  # the other side was first
             self._connection.socket.shutdown(socket.SHUT_RDWR)  # wakes the reader, which closes the socket
-        except OSError:
-            return  # the other side was first
+        return True
 
     def close(self) -> None:
         """End the connection; the supervisor cancels what this client still waits for. Idempotent."""

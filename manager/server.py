@@ -153,7 +153,13 @@ class ManagerServer:
         self.open_connections.add(connection)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, accepted))
         self._admitting.add(task)
-        task.add_done_callback(self._admitting.discard)
+        task.add_done_callback(lambda done: self._admitted(done, connection, accepted))
+
+    def _admitted(self, task: asyncio.Task[Any], connection: Connection, accepted: socket.socket) -> None:
+        self._admitting.discard(task)
+        if task.cancelled() or task.exception() is not None:  # it broke before it had a transport
+            self.open_connections.discard(connection)
+            accepted.close()
 
     def _sweep(self) -> None:
         """End connections that are past a deadline. Once a second, over the connections alone."""

@@ -69,7 +69,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Seconds between a worker's heartbeats; three missed ones end the worker."""
     max_connections: int = 1_024
     """Client connections at once."""
-    history_requests: int = 10_000
+    history_requests: int = 2_000
     """Finished requests that `show` can still find."""
 
 

@@ -48,9 +48,10 @@ def clean_ground(base_folder: Path, uvloop_is_warm: None) -> Iterator[None]:
     # A look at every process of the machine takes milliseconds; only a supervisor touches its runtime folder.
     marker = f"CALLPOOL_RUNTIME_DIR={runtime}" if runtime.stat().st_mtime_ns != untouched else None
     left = ground.leftovers(before, marker)
+    found = str(left)  # before the processes are gone, and their names with them
     ground.remove(left)
     if left:
-        pytest.fail(f"the test left behind:\n{left}", pytrace=False)
+        pytest.fail(f"the test left behind:\n{found}", pytrace=False)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 A session is the lease that a request holds while it is active: one slot of the pool plus its metadata bytes. The charge
 is remembered at opening, so that closing gives back exactly that. Counters conserve: created = live + ended by outcome.
-The contract (names, texts, numbers) is the specification's; see docs/sessions.md.
+The names of the statistics and the texts of the refusals are fixed: clients and dashboards read them.
 """
 
 from __future__ import annotations

@@ -186,4 +186,5 @@ def test_a_test_that_leaves_something_behind_fails(tmp_path: Path) -> None:
         ("ERROR", "daemon"),
         ("FAILED", "seeded"),
     }, done.stdout
+    assert done.stdout.count("-Ic import time; time.sleep(50)\n") == 2, "a leftover process is named by its command"
     assert "run it again with CALLPOOL_TEST_SEED=4711" in done.stdout

@@ -428,7 +428,21 @@ def test_every_field_has_its_rule_and_its_default_obeys(
 
 @pytest.mark.parametrize("name", SUPERVISOR_RULES)
 def test_every_limit_has_a_least_and_a_most(name: str) -> None:
-    for value in (-1, 0, 2**63, 10**400, float("nan"), float("inf"), float("-inf"), True, "1", None, [], {}):
+    values: tuple[object, ...] = (
+        -1,
+        0,
+        2**63,
+        10**400,
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        True,
+        "1",
+        None,
+        [],
+        {},
+    )
+    for value in values:
         assert refusal({"supervisor": {name: value}}).details["count"] == 1
 
 

@@ -104,7 +104,20 @@ def test_providers_that_need_no_key() -> None:
     assert {fact.state for fact in facts.values()} == {"not needed"}
 
 
-@pytest.mark.parametrize("wrong", ["", "\n", "CANARY CANARY", "CANARY\nCANARY", "CANARY\t", " CANARY", "CANARY\n\n", "CÄNARY", "CANARY\x7f"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "\n",
+        "CANARY CANARY",
+        "CANARY\nCANARY",
+        "CANARY\t",
+        " CANARY",
+        "CANARY\n\n",
+        "CÄNARY",
+        "CANARY\x7f",
+    ],
+)
 def test_what_cannot_be_a_key_is_refused_and_not_repeated(tmp_path: Path, wrong: str) -> None:
     path = key_file(tmp_path, wrong.encode())
     sources = (
@@ -211,11 +224,32 @@ KEPT_WHERE_CALLS_ARE_MADE = {
     "CALLPOOL_KEY_LOCK_DIR": "/l",
     "SSL_CERT_FILE": "/s",
 }
-DROPPED = (
-    "KIMI_API_KEY OPENAI_API_KEY GLM_API_KEY CALLPOOL_API_KEY XDG_API_KEY callpool_api_key AWS_SECRET_ACCESS_KEY "
-    "CALLPOOL_TOKEN CALLPOOL_SECRET CALLPOOL_PASSWORD HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy "
-    "LD_PRELOAD PYTHONSTARTUP PYTHONINSPECT PYTHONBREAKPOINT OPENAI_BASE_URL PATHEXT HOMEX SSLKEYLOGFILE"
-).split()
+DROPPED = [
+    "KIMI_API_KEY",
+    "OPENAI_API_KEY",
+    "GLM_API_KEY",
+    "CALLPOOL_API_KEY",
+    "XDG_API_KEY",
+    "callpool_api_key",
+    "AWS_SECRET_ACCESS_KEY",
+    "CALLPOOL_TOKEN",
+    "CALLPOOL_SECRET",
+    "CALLPOOL_PASSWORD",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "LD_PRELOAD",
+    "PYTHONSTARTUP",
+    "PYTHONINSPECT",
+    "PYTHONBREAKPOINT",
+    "OPENAI_BASE_URL",
+    "PATHEXT",
+    "HOMEX",
+    "SSLKEYLOGFILE",
+]
 
 
 @pytest.mark.parametrize("purpose", ["supervisor", "worker", "model"])

@@ -241,10 +241,10 @@ def test_a_directory_that_is_swapped_under_the_walk_never_wins(place: Path) -> N
 
     def swap() -> None:
         while not done.is_set():
-            os.rename(good, way)
-            os.rename(way, good)
+            good.rename(way)
+            way.rename(good)
             link.symlink_to(bad)
-            os.rename(link, way)
+            link.rename(way)
             way.unlink()
 
     swapper = threading.Thread(target=swap)

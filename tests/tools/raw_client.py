@@ -107,7 +107,7 @@ class Seen:
 
 def dechunk(body: bytes) -> tuple[bytes, bytes]:
     """The data of all whole chunks, and what is left from the first one that is last, torn, or no chunk."""
-    found = []
+    found: list[bytes] = []
     while True:
         size, line, after = body.partition(b"\r\n")
         try:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+import uvloop
 
 import callpool.tools.testing
 from callpool.tools.testing.fake_provider import FakeProvider, messages_digest, peak_active
 from tests.house.imports import imports_of, parse
-from tests.tools.raw_client import ask, chat, connect, leave, read_all, request, with_limit
+from tests.tools.raw_client import HANG, ask, chat, connect, leave, read_all, request, with_limit
 
 KEY = "sk-0123456789abcdef"
 ROOTS = {"openai": "/v1", "kimi": "/v1", "glm": "/api/paas/v4"}
@@ -235,17 +239,18 @@ REFUSED = {
 def test_limits_refuse_in_the_dialect(dialect: str, limit: str) -> None:
     async def main(fake: FakeProvider) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            options = {"delay": 60} if limit == "concurrency" else {}
-            calls = [asyncio.create_task(post(session, fake, max_tokens=100, fake=options)) for _ in range(20)]
-            await fake.wait_for(lambda calls: sum(call.outcome == "rejected" for call in calls) == 17)
+            delay = 60 if limit == "concurrency" else 0
+            calls = [asyncio.create_task(post(session, fake, max_tokens=100, fake={"delay": delay})) for _ in range(3)]
+            await fake.wait_for(lambda calls: len(calls) == 3)
+            answers = await asyncio.gather(*(post(session, fake, max_tokens=100) for _ in range(17)))
             for call in calls:
-                call.cancel() if limit == "concurrency" and not call.done() else None
-            answers = await asyncio.gather(*calls, return_exceptions=True)
+                call.cancel()
         word, text = REFUSED[dialect, limit]
         for status, body in answers:
-            if status == 429:
-                assert word in body["error"].values()
-                assert text in body["error"]["message"]
+            assert status == 429
+            assert word in body["error"].values()
+            assert text in body["error"]["message"]
+        assert [call.outcome for call in fake.calls[3:]] == ["rejected"] * 17
 
     # Each call charges 4 for the message, 2 for its text, 100 in advance for the answer.
     run(main, dialect=dialect, **{limit: 330 if limit == "tpm" else 3})
@@ -311,6 +316,39 @@ def test_a_request_that_comes_together_with_the_clients_leaving_was_made() -> No
         await fake.wait_for(lambda calls: [call.outcome for call in calls] == ["client_gone"] * 20)
 
     run(main)
+
+
+def test_a_client_that_has_closed_its_side_and_does_not_read_costs_nothing() -> None:
+    async def main(fake: FakeProvider) -> None:
+        _, writer = await connect(fake.base_url)
+        writer.write(chat(model="fault-sse_huge_line", stream=True))
+        await fake.wait_for(lambda calls: bool(calls) and calls[0].first_byte is not None)
+        writer.write_eof()
+        await fake.wait_for(lambda calls: calls[0].outcome == "client_gone")
+        while fake._connections:
+            await asyncio.sleep(0)
+        await leave(writer)
+
+    run(main)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("turns", range(6))
+def test_stop_while_a_client_is_being_accepted(turns: int, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def main() -> None:
+        fake = FakeProvider()
+        await fake.start()
+        address = urlsplit(fake.base_url)
+        with socket.create_connection((str(address.hostname), address.port), timeout=HANG) as client:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await fake.stop()
+            assert fake._connections == {}
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(with_limit(main()))
 
 
 def test_stop_ends_what_is_open() -> None:

@@ -16,7 +16,7 @@ from callpool.tools.cli import failures, terminal
 from callpool.tools.cli.options import Address, AsJson, connect, parse_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from callpool.manager.client import Client
 
@@ -105,7 +105,7 @@ class _Drain:
 
 
 @contextlib.contextmanager
-def _progress(timeout: float | None) -> Any:
+def _progress(timeout: float | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A line on the terminal that tells how far the drain is; elsewhere nothing. Yields what takes each status."""
     if not terminal.has_movement(sys.stderr):
         yield lambda _status: None

@@ -97,11 +97,11 @@ def show_drain(report: dict[str, Any]) -> None:
 
 def show_config(path: str | None, facts: dict[str, Any]) -> None:
     """The answer of `callpool.manager.config.describe`, and the file that it came from."""
-    source = Text("no configuration file: these are the defaults") if path is None else _text(f"{path} is good")
+    source = "no configuration file: these are the defaults" if path is None else terminal.one_line(f"{path} is good")
     fields = _fields()
     for name, value in facts["supervisor"].items():
         fields.add_row(_text(name), _text(f"{value:g}" if isinstance(value, float) else str(value)))
-    parts: list[RenderableType] = [Text(source.plain, style="bold"), _titled("[supervisor]", fields)]
+    parts: list[RenderableType] = [Text(source, style="bold"), _titled("[supervisor]", fields)]
     parts += [_titled(f"[providers.{name}]", _provider(provider)) for name, provider in facts["providers"].items()]
     if not facts["providers"]:
         parts.append(Text("\nno provider is configured: nothing can be submitted", style="yellow"))

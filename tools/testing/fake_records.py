@@ -55,7 +55,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag="start", tag_field="event"):
-    """A fake began to listen: call numbers of this server start again."""
+    """A fake began to listen; for people who read the log."""
 
     server: str
     at: float
@@ -145,8 +145,8 @@ class Fold:
     def apply(self, event: Event) -> None:
         """Take one event in. An event of a call that is not open is a ValueError."""
         if isinstance(event, Started):
-            self._open = {key: record for key, record in self._open.items() if key[0] != event.server}
-        elif isinstance(event, Arrived):
+            return
+        if isinstance(event, Arrived):
             self._arrive(event)
         elif isinstance(event, FirstByte):
             record = self.open_call(event.server, event.number)

@@ -26,6 +26,8 @@ BACKLOG = 4_096
 """Connections that may wait to be accepted: load tests open thousands at once, and none may look refused."""
 STOP_LIMIT = 5.0
 """Seconds for the tasks of aborted connections to end; they need a few turns of the loop."""
+TURNS = 3
+"""Turns of the event loop within which an accepted connection is known."""
 MODELS = ["fake-model"]
 """What GET /models lists; chat takes every name."""
 
@@ -131,12 +133,11 @@ class FakeProvider:
         self._stopping = True
         if self._server is None:
             return
-        self._server.close()
-        tasks = dict(self._connections)
-        for connection in tasks.values():
+        await self._close_listener(self._server)
+        for connection in self._connections.values():
             connection.abort()
-        if tasks:
-            _, stuck = await asyncio.wait(tasks, timeout=STOP_LIMIT)
+        if self._connections:
+            _, stuck = await asyncio.wait(list(self._connections), timeout=STOP_LIMIT)
             if stuck:
                 raise RuntimeError(f"{len(stuck)} connections of the fake provider did not end")
         await self._server.wait_closed()
@@ -153,10 +154,23 @@ class FakeProvider:
     ) -> None:
         await self.stop()
 
+    async def _close_listener(self, server: asyncio.Server) -> None:
+        """Listen no more; every connection that was accepted before is known afterwards.
+
+        asyncio's own loop accepts in one turn, makes the transport in the next, and calls `_connected` in the third. If the
+        server is closed between, the second step fails, and the client hangs on a socket that nobody owns. So the accepting
+        ends first, and then those under way get their turns. uvloop does the first two steps in one.
+        """
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, asyncio.SelectorEventLoop) and server.sockets:
+            loop.remove_reader(server.sockets[0])
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        server.close()
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._stopping:
-            writer.transport.abort()
-            return
         connection = Connection(next(self._connection_numbers), reader, writer, self._respond)
         task = asyncio.get_running_loop().create_task(connection.serve())
         self._connections[task] = connection
@@ -222,7 +236,7 @@ class FakeProvider:
         """Read a request as far as it goes: the request, the fault it asks for, and what is wrong with it."""
         try:
             chat = _decode_chat(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return UNREADABLE, None, str(error)
         by_body = chat.fake.fault
         try:
