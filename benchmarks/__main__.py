@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import machine
 import memory
-import msgspec
 import noop_rate
 import printing
 import provider_calls

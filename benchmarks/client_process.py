@@ -7,9 +7,9 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self
 
-from pool import PATIENCE, noops
-
 import callpool
+from pool import noops
+from work import PATIENCE
 
 
 class ClientProcess:

@@ -7,8 +7,10 @@ the interpreter's code, are not in it. A model server is not part of it. A megab
 from __future__ import annotations
 
 import psutil
+
 from measuring import Result, Sizes
-from pool import WORKERS, processes, request_for, scripted, started, wait_until
+from pool import WORKERS, processes, scripted, started, wait_until
+from work import request_for
 
 MB = 1e6
 ALL = "supervisor and workers"

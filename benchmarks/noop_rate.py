@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
+import callpool
 import standard_pools
 from client_process import ClientProcess
 from measuring import Result, Sizes, ratio_name, seconds, take_turns
 from pool import noops, scripted, started
-
-import callpool
 
 THREADS = 8
 CLIENTS = 4

@@ -14,7 +14,8 @@ from typing import Any, Self
 
 import aiohttp
 import uvloop
-from pool import PATIENCE, REPLY, request_for
+
+from work import PATIENCE, REPLY, requests_for
 
 
 class PlainProcess:
@@ -51,7 +52,7 @@ def _serve(pipe: Connection, url: str, at_once: int) -> None:
         try:
             while True:
                 count: int = pipe.recv()
-                requests = [request_for("m", f"hello {number}") for number in range(count)]
+                requests = requests_for("m", count)
                 wall, cpu = time.perf_counter(), time.process_time()
                 answers = runner.run(_make(session, url, requests, at_once))
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -10,21 +10,9 @@ from typing import Any
 import psutil
 
 import callpool
+from work import PATIENCE, REPLY, requests_for
 
 WORKERS = 2
-REPLY = "ok"
-PATIENCE = 60.0
-"""Seconds after which a wait is a hang."""
-
-
-def request_for(model: str, text: str) -> dict[str, Any]:
-    """What is submitted: to `noop`, which the worker answers itself without any network, or to `hang`, which never ends."""
-    return {"provider": "fake", "model": model, "messages": [{"role": "user", "content": text}]}
-
-
-def noop_requests(count: int) -> list[dict[str, Any]]:
-    """No-op requests, each a value of its own: pickle sends equal objects of one list once."""
-    return [request_for("noop", f"hello {number}") for number in range(count)]
 
 
 def scripted(**supervisor: Any) -> dict[str, Any]:
@@ -63,7 +51,7 @@ def make_calls(client: callpool.Client, requests: list[dict[str, Any]]) -> None:
 
 def noops(client: callpool.Client, count: int) -> None:
     """Make no-op requests."""
-    make_calls(client, noop_requests(count))
+    make_calls(client, requests_for("noop", count))
 
 
 def processes(client: callpool.Client) -> list[psutil.Process]:

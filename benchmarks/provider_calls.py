@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
-from measuring import Result, Sizes, ratio_name, take_turns
-from plain_aiohttp import PlainProcess
-from pool import REPLY, WORKERS, cpu_seconds, make_calls, processes, request_for, started
 
 import callpool
 from callpool.tools.testing.fake_provider import CallRecord, FakeProviderProcess, peak_active
+from measuring import Result, Sizes, ratio_name, take_turns
+from plain_aiohttp import PlainProcess
+from pool import WORKERS, cpu_seconds, make_calls, processes, started
+from work import REPLY, requests_for
 
 DELAY = 0.05
 """Seconds that the provider takes for a call."""
@@ -78,7 +79,7 @@ def _config(fake: FakeProviderProcess, sizes: Sizes) -> dict[str, Any]:
 
 def _ours(client: callpool.Client, family: list[psutil.Process], count: int) -> tuple[float, float]:
     """Wall and CPU seconds of one round."""
-    requests = [request_for("m", f"hello {number}") for number in range(count)]
+    requests = requests_for("m", count)
     cpu, began = cpu_seconds(family), time.perf_counter()
     make_calls(client, requests)
     return time.perf_counter() - began, cpu_seconds(family) - cpu

@@ -12,11 +12,10 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
-from measuring import Result, Sizes, take_turns
-from pool import PATIENCE, REPLY, WORKERS, request_for, scripted
-from standard_pools import noop
-
 import callpool
+from measuring import Result, Sizes, take_turns
+from pool import WORKERS, scripted
+from work import PATIENCE, REPLY, noop, request_for
 
 REQUEST = request_for("noop", "hello")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import standard_pools
 from measuring import Result, Sizes, quantile, ratio_name, take_turns
-from pool import PATIENCE, REPLY, noop_requests, scripted, started
-from standard_pools import noop
+from pool import scripted, started
+from work import PATIENCE, REPLY, noop, requests_for
 
 Trip = Callable[[dict[str, Any]], dict[str, Any]]
 """A request in, its answer out."""
@@ -53,7 +53,7 @@ def _result(name: str, share: float, times: dict[str, list[list[float]]], sizes:
 def _times(trip: Trip, count: int) -> list[float]:
     """Seconds of each of `count` round trips."""
     times = []
-    for request in noop_requests(count):
+    for request in requests_for("noop", count):
         began = time.perf_counter()
         answer = trip(request)
         times.append(time.perf_counter() - began)

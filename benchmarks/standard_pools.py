@@ -11,15 +11,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.pool import Pool
 from typing import Any
 
-from pool import PATIENCE, REPLY, WORKERS, noop_requests
+from pool import WORKERS
+from work import PATIENCE, REPLY, noop, requests_for
 
 CHUNK = 100
 """Tasks that `map` sends to a worker at once."""
-
-
-def noop(_request: dict[str, Any]) -> dict[str, Any]:
-    """What the scripted provider does: nothing, and a fixed answer."""
-    return {"content": REPLY}
 
 
 def start_pool() -> Pool:
@@ -38,24 +34,24 @@ def start_executor() -> ProcessPoolExecutor:
 
 def pool_apply_async(pool: Pool, count: int) -> None:
     """One call a task, then gather."""
-    pending = [pool.apply_async(noop, (request,)) for request in noop_requests(count)]
+    pending = [pool.apply_async(noop, (request,)) for request in requests_for("noop", count)]
     _check([each.get(PATIENCE) for each in pending], count)
 
 
 def pool_map(pool: Pool, count: int, *, chunk: int = CHUNK) -> None:
     """All tasks in one call."""
-    _check(pool.map(noop, noop_requests(count), chunksize=chunk), count)
+    _check(pool.map(noop, requests_for("noop", count), chunksize=chunk), count)
 
 
 def executor_submit(executor: ProcessPoolExecutor, count: int) -> None:
     """One call a task, then gather."""
-    pending = [executor.submit(noop, request) for request in noop_requests(count)]
+    pending = [executor.submit(noop, request) for request in requests_for("noop", count)]
     _check([each.result(PATIENCE) for each in pending], count)
 
 
 def executor_map(executor: ProcessPoolExecutor, count: int, *, chunk: int = CHUNK) -> None:
     """All tasks in one call."""
-    _check(list(executor.map(noop, noop_requests(count), chunksize=chunk)), count)
+    _check(list(executor.map(noop, requests_for("noop", count), chunksize=chunk)), count)
 
 
 def _check(answers: list[dict[str, Any]], count: int) -> None:

@@ -19,7 +19,7 @@ from callpool.manager.config_check import Problem, check
 from callpool.manager.errors import ConfigError
 from callpool.manager.keys import KeyFact, default_base_url
 from callpool.manager.paths import config_home, expand_home
-from callpool.manager.settings import ModelSettings, ProviderSettings, Settings
+from callpool.manager.settings import SCRIPT_FAULTS, ModelSettings, ProviderSettings, Settings
 from callpool.manager.toml_lines import KeyPath, key_lines
 
 LARGEST_FILE: Final = 1_048_576
@@ -30,7 +30,7 @@ _LISTED_PROBLEMS: Final = 50
 Source = str | os.PathLike[str] | Mapping[str, Any] | None
 
 
-def load(source: Source, environ: Mapping[str, str], known_faults: Collection[str] | None = None) -> Settings:
+def load(source: Source, environ: Mapping[str, str], known_faults: Collection[str] | None = SCRIPT_FAULTS) -> Settings:
     """The settings of a file, of a dict of the same shape, or (None) of the file that `config_file` finds.
 
     Without any file the settings are the defaults, with no provider. Relative names in `api_key_file` are taken from

@@ -20,7 +20,7 @@ from callpool.manager.config_rules import (
     type_name,
     wanted,
 )
-from callpool.manager.settings import ModelSettings, ProviderSettings, Settings, SupervisorSettings
+from callpool.manager.settings import SCRIPT_FAULTS, ModelSettings, ProviderSettings, Settings, SupervisorSettings
 from callpool.manager.toml_lines import KeyPath
 
 _SCRIPTED_ONLY: Final = tuple(name for name in MODEL_RULES if name != "timeout")
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
         return f"{self.what}; {nearest(str(self.path[-1]), self.valid)}" if self.valid else self.what
 
 
-def check(document: Mapping[str, Any], known_faults: Collection[str] | None = None) -> list[Problem]:
+def check(document: Mapping[str, Any], known_faults: Collection[str] | None = SCRIPT_FAULTS) -> list[Problem]:
     """Everything that is wrong with a configuration of the shape of the TOML file; an empty list means it is good.
 
     `known_faults` are the names that `error` of a scripted model may have; None does not check them.

@@ -78,7 +78,8 @@ def _run_loop(main: Callable[[], Coroutine[Any, Any, Exit]]) -> Exit:
 def _ready(boot: Boot, address: str) -> None:
     log.info("ready: pid %s, %s", os.getpid(), address)
     if boot.ready_descriptor is not None:
-        _write_line(boot.ready_descriptor, msgspec.json.encode(Began(pid=os.getpid(), address=address)))
+        with contextlib.suppress(OSError):  # whoever waited has gone
+            _write_line(boot.ready_descriptor, msgspec.json.encode(Began(pid=os.getpid(), address=address)))
 
 
 def _tell(boot: Boot, error: Exception) -> None:

@@ -137,8 +137,6 @@ def _variables(provider: ProviderSettings) -> tuple[str, ...]:
 
 def _find(name: str, provider: ProviderSettings, environ: Mapping[str, str]) -> tuple[str, str | None]:
     """The source and the key of one provider."""
-    if provider.kind in {"local", "scripted"}:
-        return "none", None
     if provider.api_key_file:
         return f"file:{provider.api_key_file}", _from_file(name, provider.api_key_file)
     variables = _variables(provider)

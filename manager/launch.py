@@ -208,16 +208,15 @@ def _await_ready(process: subprocess.Popen[bytes], ready: int, log_path: Path) -
     said = b""
     try:
         while not said.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([ready], [], [], left)[0]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # a session of its own: the process and all below it
-                process.wait(timeout=5.0)
-                raise StartFailed(f"the supervisor was not ready after {READY_DEADLINE:.0f} s", log=str(log_path))
-            piece = os.read(ready, 65536)
+            piece = _read_before(deadline, ready, log_path)
             if not piece:
                 break
             said += piece
+    except BaseException:  # Ctrl-C as well: a supervisor that nobody was told of must not stay
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: the process and all below it
+        process.wait(timeout=5.0)
+        raise
     finally:
         os.close(ready)
     if not said:
@@ -228,6 +227,14 @@ def _await_ready(process: subprocess.Popen[bytes], ready: int, log_path: Path) -
     except msgspec.ValidationError:
         process.wait(timeout=10.0)
         raise from_fault(msgspec.json.decode(said, type=Fault)) from None
+
+
+def _read_before(deadline: float, ready: int, log_path: Path) -> bytes:
+    left = deadline - time.monotonic()
+    if left > 0 and select.select([ready], [], [], left)[0]:
+        return os.read(ready, 65536)
+    message = f"the supervisor was not ready after {READY_DEADLINE:.0f} s:\n{_last_words(log_path)}"
+    raise StartFailed(message, log=str(log_path))
 
 
 def _last_words(log_path: Path) -> str:

@@ -190,10 +190,8 @@ class _Walk:
                 with suppress(FileExistsError):  # somebody was faster; what they made is examined like all else
                     os.mkdir(name, 0o700, dir_fd=self.descriptor)
                 self._enter(name, where)
-        except UnsafePath:  # an OSError too
-            raise
         except OSError as error:
-            if error.errno not in _REFUSALS:
+            if error.errno not in _REFUSALS:  # so an UnsafePath passes: it is an OSError too, without a number
                 raise
             raise UnsafePath(f"{where} cannot be entered or made: {error.strerror}") from None
 

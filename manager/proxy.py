@@ -91,7 +91,10 @@ def connect(address: str, authkey: bytes | None = None) -> WireConnection:
     Raises NotRunning, HandshakeFailed or UnsafePath. Without `authkey` the key is read from the file beside the socket.
     """
     deadline = time.monotonic() + wire.HANDSHAKE_DEADLINE
-    check_private_dir(Path(address).parent)
+    try:
+        check_private_dir(Path(address).parent)
+    except (FileNotFoundError, NotADirectoryError):
+        raise not_running(address) from None
     key = bytes(authkey) if authkey is not None else read_key(address)
     connected = _connect(address, deadline)
     try:

@@ -313,6 +313,8 @@ class Service:
             sessions = core.sessions.statistics(shutdown_requested=core.drain is not None)
             queue = {"requests": len(core.scheduler), "bytes": core.scheduler.queued_bytes}
             state = "draining" if core.drain is not None else "running"
+            drain = None if core.drain is None else {"seconds_left": core.drain.seconds_left(now.monotonic)}
+            limit = core.sessions.max_concurrent
             clients = len(core.by_client)
         return {
             "state": state,
@@ -320,6 +322,8 @@ class Service:
             "version": __version__,
             "address": self._address,
             "uptime_seconds": now.monotonic - self._started.monotonic,
+            "drain": drain,
+            "max_concurrent_sessions": limit,
             "sessions": sessions,
             "queue": queue,
             "clients_with_requests": clients,

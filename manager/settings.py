@@ -11,6 +11,12 @@ import msgspec
 
 Kind = Literal["openai", "kimi", "glm", "local", "scripted"]
 
+SCRIPT_FAULTS = frozenset({
+    "block", "broken_answer", "crash", "credential", "exit", "hang", "memory", "model_gone", "raise", "rate_limited",
+    "recursion", "rejected", "server_error", "system_exit", "unreachable",
+})  # fmt: skip
+"""What `error` of a scripted model may be; `callpool.workers.providers.script_faults` has what each does."""
+
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One model of a provider. The second group is for providers of kind `scripted` alone."""
@@ -29,7 +35,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     chunk_delay: float = 0.0
     """Seconds before each further chunk."""
     error: str | None = None
-    """Name of a fault to produce instead of an answer: see `callpool.workers.providers.scripted.FAULTS`."""
+    """Name of a fault to produce instead of an answer: see `SCRIPT_FAULTS`."""
 
 
 class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -1,0 +1,1 @@
+"""The counter: what people and programs run; knows only the client."""

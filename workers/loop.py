@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import socket
 
     from callpool.manager.core.messages import WorkerOrder
+    from callpool.manager.settings import ProviderSettings
     from callpool.workers.boot import WorkerBoot
     from callpool.workers.providers.base import Answer, Provider
 
@@ -68,9 +69,16 @@ class WorkerLoop:
         self._retiring = False
         for name, settings in boot.providers.items():
             if settings.kind != "local":  # its address comes later, as an Endpoint
-                key = Secret(keys[name]) if name in keys else None
-                self._providers[name] = make_provider(name, settings, key, limit=boot.limits[name])
+                self._open(name, settings)
         self._link = Link(pipe, wire.worker_orders, on_messages=self._on_orders, on_end=self._on_end)
+
+    def _open(self, name: str, settings: ProviderSettings) -> None:
+        """Make a provider's object. One that cannot be made (its key is missing) must not keep the others from working."""
+        key = Secret(self._keys[name]) if name in self._keys else None
+        try:
+            self._providers[name] = make_provider(name, settings, key, limit=self._boot.limits[name])
+        except CallpoolError as error:
+            log.warning("provider %s: %s", name, error)  # its requests are refused before they come here
 
     async def run(self) -> None:
         """Work until retired. The end of the pipe ends the process at once."""

@@ -35,6 +35,10 @@ class Drain:
         self.cut_at = now
         self._final_active = active
 
+    def seconds_left(self, now: float) -> float:
+        """Seconds until the cut; 0 after it."""
+        return 0.0 if self.cut_at is not None else max(0.0, self.deadline - now)
+
     @property
     def give_up_at(self) -> float | None:
         """When to stop waiting for acknowledgements, once the cut was made."""

@@ -21,7 +21,7 @@ KEY = b"k" * wire.KEY_BYTES
 class Listening:
     """A service that writes down what it hears."""
 
-    exposed = ("ping", "later")
+    exposed: tuple[str, ...] = ("ping", "later")
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
@@ -194,7 +194,7 @@ def test_events_of_one_turn_leave_in_one_frame(base_folder: Path) -> None:
         for number in range(50):
             manager.send(client, Reply(number))
         events = wire.client_events.decode(await peer.frame())
-        assert [event.number for event in events] == list(range(50))
+        assert events == [Reply(number) for number in range(50)]
         peer.socket.close()
 
     _run(base_folder, test)

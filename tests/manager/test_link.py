@@ -26,12 +26,8 @@ class Ends:
         self.reports: list[Any] = []
         self.ended: list[str] = []
         self.raw = ours
-        self.supervisor = Link(
-            ours, wire.worker_reports, on_messages=self.reports.extend, on_end=lambda why: self.ended.append(why)
-        )
-        self.worker = Link(
-            theirs, wire.worker_orders, on_messages=self._heard, on_end=lambda why: self.ended.append(why)
-        )
+        self.supervisor = Link(ours, wire.worker_reports, on_messages=self.reports.extend, on_end=self.ended.append)
+        self.worker = Link(theirs, wire.worker_orders, on_messages=self._heard, on_end=self.ended.append)
 
     def _heard(self, orders: list[Any]) -> None:
         self.frames += 1
@@ -91,7 +87,7 @@ def test_flushed_waits_while_the_other_side_does_not_read() -> None:
             await asyncio.sleep(0)
         assert not flushed.done()
         assert ends.worker.unsent_bytes > 0
-        loop.add_reader(ends.raw.fileno(), ends.supervisor._readable)  # noqa: SLF001 - as before
+        loop.add_reader(ends.raw.fileno(), ends.supervisor._readable)
         await flushed
         assert ends.worker.unsent_bytes == 0
         await _until(lambda: ends.reports)
@@ -159,7 +155,7 @@ def test_sending_to_a_dead_peer_ends_the_pipe_and_wakes_who_waits() -> None:
 
 def test_close_is_idempotent_and_sends_what_is_owed() -> None:
     async def test(ends: Ends) -> None:
-        ends.supervisor.send(Dispatch("r1", 1, "p", "m", 1.0, False, b"{}"))  # noqa: FBT003 - the message's own shape
+        ends.supervisor.send(Dispatch("r1", 1, "p", "m", 1.0, False, b"{}"))
         ends.supervisor.close()
         ends.supervisor.close()
         await _until(lambda: ends.ended)

@@ -225,18 +225,44 @@ def test_what_belongs_to_another_user_is_refused(place: Path, name: str) -> None
         ensure_private_dir(place / name)
 
 
-def test_a_directory_that_is_swapped_under_the_walk_never_wins(place: Path) -> None:
-    """Another thread exchanges `way`, as fast as it can, between a good directory and a link to one that is open to all.
+def good_and_bad(place: Path) -> tuple[Path, Path]:
+    """Two directories with a private `x` in each; others could exchange what is in the second."""
+    for name, mode in (("good", 0o700), ("bad", 0o777)):
+        (place / name / "x").mkdir(parents=True, mode=0o700)
+        (place / name).chmod(mode)
+    return place / "good", place / "bad"
 
-    Whatever was opened must be private: the walk may refuse, and may be made to see either, but never a mixture.
+
+def test_a_directory_that_is_swapped_between_check_and_use_is_not_used(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = good_and_bad(place)
+    way = good.rename(place / "way")
+    system_open = os.open
+
+    def swap_after_way(name: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        descriptor = system_open(name, flags, mode, dir_fd=dir_fd)
+        if name.endswith("way"):
+            way.rename(good)
+            way.symlink_to(bad)
+        return descriptor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", swap_after_way)
+        descriptor = open_private_dir(way / "x")
+    assert way.is_symlink(), "the swap was not made"
+    assert os.fstat(descriptor).st_ino == (good / "x").stat().st_ino
+    os.close(descriptor)
+
+
+def test_a_directory_that_is_swapped_under_the_walk_never_wins(place: Path) -> None:
+    """Another thread exchanges `way`, as fast as it can, between a good directory and a link to a bad one.
+
+    The walk may find the good one, nothing, or the bad one, which it refuses; but never what is in the bad one.
     """
-    good, bad, way = place / "good", place / "bad", place / "way"
-    for directory in (good, bad):
-        (directory / "x").mkdir(parents=True)
-        directory.chmod(0o700)
-    (good / "x").chmod(0o700)
-    (bad / "x").chmod(0o777)
-    link = place / "link"
+    good, bad = good_and_bad(place)
+    way, link = place / "way", place / "link"
+    inode = (good / "x").stat().st_ino
     done = threading.Event()
 
     def swap() -> None:
@@ -261,9 +287,9 @@ def test_a_directory_that_is_swapped_under_the_walk_never_wins(place: Path) -> N
             except FileNotFoundError:
                 seen["absent"] += 1
             else:
-                mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+                opened = os.fstat(descriptor).st_ino
                 os.close(descriptor)
-                assert mode == 0o700
+                assert opened == inode
                 seen["private"] += 1
     finally:
         done.set()

@@ -269,17 +269,17 @@ def test_compressed_answers_are_understood_all_the_same() -> None:
 @pytest.mark.parametrize(
     ("body", "more"),
     [
-        (b"\x1f\x8b broken", "Content-Encoding: gzip\r\n"),
-        (gzip.compress(ANSWER)[:-12], "Content-Encoding: gzip\r\n"),
-        (b"", ""),
-        (b"[1, 2]", ""),
-        (b'"text"', ""),
-        (b"null", ""),
-        (b'{"choices": [' + b"[" * 5000 + b"]" * 5000 + b"]}", ""),
-        (ANSWER.replace(b"hi", b"\xff"), ""),
-        (ANSWER.replace(b"hi", b"\\ud800"), ""),
-        (ANSWER.replace(b'"stop"', b"NaN"), ""),
-        (ANSWER + b" x", ""),
+        pytest.param(b"\x1f\x8b broken", "Content-Encoding: gzip\r\n", id="no gzip"),
+        pytest.param(gzip.compress(ANSWER)[:-12], "Content-Encoding: gzip\r\n", id="half of a gzip"),
+        pytest.param(b"", "", id="nothing"),
+        pytest.param(b"[1, 2]", "", id="a list"),
+        pytest.param(b'"text"', "", id="a text"),
+        pytest.param(b"null", "", id="null"),
+        pytest.param(b'{"choices": [' + b"[" * 5000 + b"]" * 5000 + b"]}", "", id="too deep"),
+        pytest.param(ANSWER.replace(b"hi", b"\xff"), "", id="no UTF-8"),
+        pytest.param(ANSWER.replace(b"hi", b"\\ud800"), "", id="half a surrogate pair"),
+        pytest.param(ANSWER.replace(b'"stop"', b"NaN"), "", id="NaN"),
+        pytest.param(ANSWER + b" x", "", id="more after it"),
     ],
 )
 def test_bodies_that_are_no_answer(body: bytes, more: str) -> None:

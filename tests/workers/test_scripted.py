@@ -71,7 +71,7 @@ def play(script: ModelSettings, call: Call | None = None, progress: Recorder | N
 def test_without_a_script_the_last_message_comes_back() -> None:
     progress = Recorder()
     answer = play(ModelSettings(), make_call("héllo wörld"), progress)
-    assert (answer.content, answer.finish_reason, progress.starts) == ("héllo wörld", "stop", 1)
+    assert (answer.content, answer.finish_reason, progress.starts) == ("héllo wörld", "stop", 0)
     assert answer.usage == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -47,7 +46,7 @@ def stop(*, timeout: DrainTimeout = None, as_json: AsJson = False, address: Addr
         process = processes.find(pid)
         drain = _Drain(client, timeout)
         try:
-            with _progress(timeout) as look:
+            with _progress() as look:
                 report = drain.follow(look)
         except KeyboardInterrupt:
             return _let_go(client, pid)
@@ -105,17 +104,16 @@ class _Drain:
 
 
 @contextlib.contextmanager
-def _progress(timeout: float | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """A line on the terminal that tells how far the drain is; elsewhere nothing. Yields what takes each status."""
     if not terminal.has_movement(sys.stderr):
         yield lambda _status: None
         return
     from callpool.tools.cli import tables  # noqa: PLC0415 - only a terminal needs it
 
-    began = time.monotonic()
     with tables.live_line() as update:
         update("draining …")
-        yield lambda status: update(tables.drain_line(status, time.monotonic() - began, timeout))
+        yield lambda status: update(tables.drain_line(status))
 
 
 def _let_go(client: Client, pid: int) -> Exit:

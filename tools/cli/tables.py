@@ -117,10 +117,10 @@ def live_line() -> Iterator[Callable[[str], None]]:
         yield lambda text: spinner.update(text=Text(text, no_wrap=True, overflow="ellipsis"))
 
 
-def drain_line(status: dict[str, Any], elapsed: float, timeout: float | None) -> str:
+def drain_line(status: dict[str, Any]) -> str:
     """How far a drain is, in a line."""
     sessions, queue = status["sessions"]["active_sessions"], status["queue"]["requests"]
-    left = f"{elapsed:.0f} s so far" if timeout is None else f"{max(0.0, timeout - elapsed):.0f} s left"
+    left = f"{status['drain']['seconds_left']:.0f} s left" if status["drain"] else "beginning"
     return f"{status['state']}: {sessions} active, {queue} queued, {left}"
 
 
@@ -135,11 +135,15 @@ def _pool(facts: dict[str, Any]) -> RenderableType:
         for outcome in ("completed", "error", "timeout", "cancelled", "interrupted")
     ]
     fields.add_row(
-        "sessions", f"{sessions['active_sessions']} active, {sessions['peak_concurrent_sessions']} at the peak"
+        "sessions",
+        f"{sessions['active_sessions']} of {facts['max_concurrent_sessions']} active, "
+        f"{sessions['peak_concurrent_sessions']} at the peak",
     )
     fields.add_row("ended", ", ".join(ended))
     clients = counted(facts["clients_with_requests"], "client")
-    fields.add_row("queue", f"{counted(queue['requests'], 'request')}, {byte_size(queue['bytes'])}; {clients} waiting")
+    fields.add_row(
+        "queue", f"{counted(queue['requests'], 'request')}, {byte_size(queue['bytes'])}; {clients} with requests"
+    )
     return Padding(fields, (1, 0, 0, 0))
 
 

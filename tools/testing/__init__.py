@@ -1,0 +1,1 @@
+"""Fakes for tests and load tests, a part of the product."""

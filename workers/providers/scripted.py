@@ -45,7 +45,9 @@ class Scripted:
     async def call(self, call: Call, progress: Progress) -> Answer:
         """Play the model's script: delay, then chunks where the call streams, then the answer or the fault."""
         script = self._models.get(call.model, _ECHO)
-        await progress.started()
+        if call.stream or script.delay > 0 or script.error is not None:
+            # An answer at once needs no report before it: there is no provider, and nothing lies between start and end.
+            await progress.started()
         if script.delay > 0:
             await asyncio.sleep(script.delay)
         text = self._reply(call, script)
