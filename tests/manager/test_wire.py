@@ -18,7 +18,7 @@ KEY = b"k" * wire.KEY_BYTES
 
 def _cut(data: bytes, sizes: list[int]) -> list[bytes]:
     """`data` in pieces of these sizes, repeated."""
-    pieces = []
+    pieces: list[bytes] = []
     for size in itertools.cycle(sizes):
         if not data:
             return pieces
