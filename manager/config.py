@@ -124,8 +124,10 @@ def _read(path: Path) -> str:
         content = _content(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file", count=1) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}", count=1) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", count=1) from None
+    except ValueError:
+        raise ConfigError(f"{str(path)!r}: cannot be read: the name holds a NUL", count=1) from None
     if content is None:
         raise ConfigError(f"{path}: is {'a directory' if path.is_dir() else 'no regular file'}", count=1)
     if len(content) > LARGEST_FILE:

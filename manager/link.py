@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     import msgspec
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
+"""A larger buffer is mapped and unmapped by the system for every receive."""
 
 
 class Link:

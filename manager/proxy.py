@@ -32,7 +32,7 @@ from callpool.manager.private import check_private_dir, read_private_file
 SERIALIZER = "callpool"
 SERVICE = "service"
 KEY_FILE = "key"
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
 
 
 class WireConnection:

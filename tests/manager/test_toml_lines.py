@@ -25,7 +25,7 @@ from callpool.manager.toml_lines import KeyPath, key_lines
         pytest.param('a = """\nx = 1\n[y]\n"""\nb = 1', {("a",): 1, ("b",): 5}, id="multi-line-text"),
         pytest.param('a = """x""""" \nb = 1', {("a",): 1, ("b",): 2}, id="text-that-ends-in-quotes"),
         pytest.param('a = """x""""\nb = "y"', {("a",): 1, ("b",): 2}, id="text-that-ends-in-one-quote"),
-        pytest.param('a = """x ""y\n[z]\n"""\nb = "y"', {("a",): 1, ("b",): 4}, id="two-quotes-within"),
+        pytest.param('a = """x ""y"\n[z]\n"""\nb = "y"', {("a",): 1, ("b",): 4}, id="two-quotes-within"),
         pytest.param('a = """"x" \\""" """\nb = 1', {("a",): 1, ("b",): 2}, id="quotes-within-quotes"),
         pytest.param("a = '''\n'x'\n'''''\nb = 1", {("a",): 1, ("b",): 4}, id="multi-line-literal"),
         pytest.param('a = ""\nb = \'\'\nc = """"""\nd=1', {("a",): 1, ("b",): 2, ("c",): 3, ("d",): 4}, id="empty-texts"),

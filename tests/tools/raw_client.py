@@ -1,17 +1,24 @@
 """A client that hides nothing: it sends bytes, keeps every byte that comes back and how the connection ended, and reads them itself.
 
-It shares no code with the fake provider, so that a mistake there is not a mistake here too.
+Nothing of the fake provider's code reads or writes for it, so that a mistake there is not a mistake here too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
+import uvloop
+
+from callpool.tools.testing.fake_provider import FakeProvider
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+KEY = "sk-0123456789abcdef"
 HANG = 10.0
 """Seconds after which a wait counts as a hang."""
 
@@ -221,3 +228,19 @@ async def with_limit(main: Coroutine[Any, Any, None]) -> None:
     async with asyncio.timeout(HANG):
         await main
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def run(main: Callable[[FakeProvider], Coroutine[Any, Any, None]], **options: Any) -> None:
+    async def served() -> None:
+        async with FakeProvider(**options) as fake:
+            await main(fake)
+
+    asyncio.run(with_limit(served()))
+
+
+async def post(session: aiohttp.ClientSession, to: FakeProvider, key: str = KEY, **body: Any) -> tuple[int, Any]:
+    """One plain call as an ordinary client makes it: the status and the decoded body."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]} | body
+    headers = {"Authorization": f"Bearer {key}"}
+    async with session.post(f"{to.base_url}/chat/completions", json=body, headers=headers) as response:
+        return response.status, await response.json()

@@ -13,15 +13,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-import uvloop
 
 from callpool.tools.testing.fake_provider import FAULTS, FakeProvider
-from tests.tools.raw_client import Seen, Told, ask, chat, connect, dechunk, leave, with_limit
+from tests.tools.raw_client import LOOPS, Seen, Told, ask, chat, connect, dechunk, leave, with_limit
 
 TEXT = "the quick brown fox"
 REPLY = f"echo: {TEXT}"
 HOUR = 3600.0
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 FORMS = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 
 REFUSALS: dict[str, tuple[Any, Any, Any]] = {

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-import uvloop
 
 import callpool.tools.testing
 from callpool.tools.testing.fake_provider import FakeProvider, messages_digest, peak_active
 from tests.house.imports import imports_of, parse
-from tests.tools.raw_client import HANG, ask, chat, connect, leave, read_all, request, with_limit
+from tests.tools.raw_client import KEY, ask, chat, connect, leave, post, read_all, request, run
 
-KEY = "sk-0123456789abcdef"
 ROOTS = {"openai": "/v1", "kimi": "/v1", "glm": "/api/paas/v4"}
-
-
-def run(main: Callable[[FakeProvider], Coroutine[Any, Any, None]], **options: Any) -> None:
-    async def served() -> None:
-        async with FakeProvider(**options) as fake:
-            await main(fake)
-
-    asyncio.run(with_limit(served()))
-
-
-async def post(session: aiohttp.ClientSession, to: FakeProvider, key: str = KEY, **body: Any) -> tuple[int, Any]:
-    """One plain call as an ordinary client makes it: the status and the decoded body."""
-    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]} | body
-    headers = {"Authorization": f"Bearer {key}"}
-    async with session.post(f"{to.base_url}/chat/completions", json=body, headers=headers) as response:
-        return response.status, await response.json()
 
 
 # Answers.
@@ -254,139 +232,6 @@ def test_limits_refuse_in_the_dialect(dialect: str, limit: str) -> None:
 
     # Each call charges 4 for the message, 2 for its text, 100 in advance for the answer.
     run(main, dialect=dialect, **{limit: 330 if limit == "tpm" else 3})
-
-
-# Connections, and clients that leave.
-
-
-def test_connections_are_kept_and_the_reuse_is_visible() -> None:
-    async def main(fake: FakeProvider) -> None:
-        async with aiohttp.ClientSession() as session:
-            for _ in range(3):
-                await post(session, fake)
-            async with session.post(f"{fake.base_url}/nowhere") as response:
-                assert response.status == 404
-            await post(session, fake)
-        await ask(fake.base_url, chat())
-        assert [call.connection for call in fake.calls] == [1, 1, 1, 1, 2]
-
-    run(main)
-
-
-def test_pipelined_requests_are_answered_in_order() -> None:
-    async def main(fake: FakeProvider) -> None:
-        reader, writer = await connect(fake.base_url)
-        slow = chat(text="first", close=False, fake={"delay": 0.02})
-        writer.write(slow + chat(text="second", close=False) + chat(text="third"))
-        raw = (await read_all(reader)).raw
-        await leave(writer)
-        places = [raw.index(b"echo: " + text) for text in (b"first", b"second", b"third")]
-        assert places == sorted(places)
-        assert peak_active(fake.calls) == 1
-
-    run(main)
-
-
-@pytest.mark.parametrize(
-    "phase", [{"delay": 60}, {"chunk_delay": 60}, {"fault": "silence"}, {"fault": "sse_endless"}], ids=str
-)
-@pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_client_that_leaves_is_noticed_at_once(phase: dict[str, Any], how: str) -> None:
-    async def main(fake: FakeProvider) -> None:
-        _, writer = await connect(fake.base_url)
-        writer.write(chat(stream=True, fake=phase))
-        waits_for_first_byte = "chunk_delay" in phase or phase.get("fault") == "sse_endless"
-        await fake.wait_for(lambda calls: bool(calls) and bool(calls[0].first_byte) == waits_for_first_byte)
-        assert fake.active == 1
-        writer.close() if how == "close" else writer.transport.abort()
-        [call] = await fake.wait_for(lambda calls: calls[0].outcome == "client_gone")
-        assert call.ended is not None
-        assert fake.active == 0
-        await leave(writer)
-
-    run(main)
-
-
-def test_a_request_that_comes_together_with_the_clients_leaving_was_made() -> None:
-    async def main(fake: FakeProvider) -> None:
-        for _ in range(20):
-            _, writer = await connect(fake.base_url)
-            writer.write(chat(fake={"delay": 60}))
-            await leave(writer)
-        await fake.wait_for(lambda calls: [call.outcome for call in calls] == ["client_gone"] * 20)
-
-    run(main)
-
-
-def test_a_client_that_has_closed_its_side_and_does_not_read_costs_nothing() -> None:
-    async def main(fake: FakeProvider) -> None:
-        _, writer = await connect(fake.base_url)
-        writer.write(chat(model="fault-sse_huge_line", stream=True))
-        await fake.wait_for(lambda calls: bool(calls) and calls[0].first_byte is not None)
-        writer.write_eof()
-        await fake.wait_for(lambda calls: calls[0].outcome == "client_gone")
-        while fake._connections:
-            await asyncio.sleep(0)
-        await leave(writer)
-
-    run(main)
-
-
-@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-@pytest.mark.parametrize("turns", range(6))
-def test_stop_while_a_client_is_being_accepted(turns: int, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    async def main() -> None:
-        fake = FakeProvider()
-        await fake.start()
-        address = urlsplit(fake.base_url)
-        with socket.create_connection((str(address.hostname), address.port), timeout=HANG) as client:
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            await fake.stop()
-            assert fake._connections == {}
-            with contextlib.suppress(ConnectionResetError):
-                assert client.recv(1) == b""
-
-    with asyncio.Runner(loop_factory=loop) as runner:
-        runner.run(with_limit(main()))
-
-
-def test_stop_ends_what_is_open() -> None:
-    async def main() -> None:
-        async with FakeProvider() as fake:
-            connections = [await connect(fake.base_url) for _ in range(6)]
-            for _, writer in connections[:4]:
-                writer.write(chat(stream=True, fake={"chunk_delay": 60}))
-            # This one does not read, so that the fake's bytes pile up.
-            connections[4][1].write(chat(model="fault-sse_huge_line", stream=True))
-            await fake.wait_for(lambda calls: sum(call.first_byte is not None for call in calls) == 5)
-        assert [call.outcome for call in fake.calls] == ["stopped"] * 5
-        assert fake.active == 0
-        for reader, writer in connections:
-            await read_all(reader)
-            await leave(writer)
-        with pytest.raises(ConnectionRefusedError):
-            await connect(fake.base_url)
-        await fake.stop()
-        with pytest.raises(RuntimeError, match="before"):
-            await fake.start()
-
-    asyncio.run(with_limit(main()))
-
-
-def test_a_defect_of_the_fake_is_raised_by_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        def defect(_: Any) -> str:
-            raise ZeroDivisionError
-
-        monkeypatch.setattr("callpool.tools.testing.fake_answers.echo", defect)
-        fake = FakeProvider()
-        await fake.start()
-        assert (await ask(fake.base_url, chat(close=False))).raw == b""
-        with pytest.raises(ZeroDivisionError):
-            await fake.stop()
-
-    asyncio.run(with_limit(main()))
 
 
 # The witness.

@@ -148,9 +148,7 @@ class Exchange:
         self.keep_alive = False
 
     async def reset(self) -> None:
-        """The call ends and the connection is reset (RST), after what was sent has left for the client."""
-        self._writer.transport.set_write_buffer_limits(high=0)  # now `drain` waits until the kernel has everything
-        await self._writer.drain()
+        """The call ends and the connection is reset (RST). What the kernel has not delivered by then is lost."""
         self.end()
         self.keep_alive = False
         connection: socket.socket = self._writer.get_extra_info("socket")

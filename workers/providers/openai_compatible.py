@@ -58,6 +58,9 @@ class Bounds:
     event: int = MAX_EVENT_BYTES
 
 
+DEFAULT_BOUNDS = Bounds()
+
+
 class OpenAICompatible:
     """One account of a service with OpenAI's chat dialect; many calls at once in one event loop."""
 
@@ -68,7 +71,7 @@ class OpenAICompatible:
         *,
         base_url: str,
         limit: int,
-        bounds: Bounds = Bounds(),
+        bounds: Bounds = DEFAULT_BOUNDS,
     ) -> None:
         """Allow `limit` connections at once; send no `Authorization` without a key. Raises `ConfigError`."""
         self._preset = preset
