@@ -149,6 +149,12 @@ class Arbiter:
         if link is not None:
             link.send(order)
 
+    def flush(self, worker: int) -> None:
+        """Send a worker what this turn of the loop has brought so far."""
+        link = self.slots[worker].link
+        if link is not None:
+            link.flush()
+
     def broadcast(self, order: WorkerOrder) -> None:
         """Send an order to every worker that is there; `greet` tells those that come later."""
         for slot in self.slots:

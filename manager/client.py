@@ -5,26 +5,39 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from callpool.manager.channel import Channel
 from callpool.manager.core.catalogue import Catalogue
-from callpool.manager.core.messages import Accepted, Ask, Cancel, Chunk, Done, Grant, Rejected, Reply
+from callpool.manager.core.messages import (
+    PLACE_BYTES,
+    Accepted,
+    Ask,
+    Cancel,
+    Chunk,
+    Done,
+    Grant,
+    Rejected,
+    Reply,
+    Revoke,
+)
 from callpool.manager.core.states import State
 from callpool.manager.errors import ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.handle import Handle
 from callpool.manager.payload import build_submit
 from callpool.manager.proxy import connect as connect_wire
+from callpool.manager.reading import Sleeper
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
     from callpool.manager.core.faults import Fault
-    from callpool.manager.core.messages import ClientEvent
+    from callpool.manager.core.messages import ClientEvent, Submit
 
 ANSWER_DEADLINE = 30.0
 """Seconds for the supervisor's own answers (not a provider's): beyond it the supervisor is stopped or stuck."""
@@ -34,7 +47,7 @@ class Client:
     """A connection to a supervisor. Safe to use from many threads; not to be shared with a forked child.
 
     Closing it, or the end of its process, cancels what it still waits for. Shared state, all under `lock`: `_handles`,
-    `_asked`, `_lost`, and what the handles list.
+    `_asked`, `_lost`, `_places`, and what the handles list.
     """
 
     def __init__(self, address: str) -> None:
@@ -43,6 +56,8 @@ class Client:
         self._handles: dict[str, Handle] = {}
         self._asked: dict[int, _Question] = {}
         self._lost: ConnectionLost | None = None
+        self._places = 0
+        """Places in the queue that the supervisor has promised: that many submits need no answer."""
         self._numbers = itertools.count(1)
         self._pid = os.getpid()
         prefix = os.urandom(8).hex()
@@ -55,7 +70,7 @@ class Client:
             connection.close()
             raise
         self.client_id: str = described["client_id"]
-        self._channel = Channel(connection, on_events=self._on_events, on_lost=self._on_lost)
+        self._channel = Channel(connection, self.lock, on_events=self._on_events, on_lost=self._on_lost)
         self._channel.start()
 
     def __repr__(self) -> str:
@@ -90,12 +105,12 @@ class Client:
         metadata: Mapping[str, Any] | None = None,
         **parameters: Any,
     ) -> Handle:
-        """Submit one request; returns as soon as the supervisor has taken it. It waits in the queue while the pool is full.
+        """Submit one request; returns when the supervisor has taken it. It waits in the queue while the pool is full.
 
         `timeout` is in seconds for the call itself (default: the model's, the provider's, then the supervisor's setting);
         `parameters` go to the provider as they are (`temperature`, `max_tokens`, `tools`, …). Raises at once for bad input
         (BadInput and its subclasses, MetadataTooLarge, DuplicateRequest, CredentialMissing) and when the supervisor takes
-        nothing more (QueueFull, ShuttingDown).
+        nothing more (QueueFull, ShuttingDown). Only a drain that begins in the same moment is told by `result()` instead.
         """
         self._check_process()
         submit = build_submit(
@@ -110,17 +125,35 @@ class Client:
             parameters=parameters,
         )
         handle = Handle(self, submit.request_id, provider, model, stream=stream)
+        promised = False
         with self.lock:
             if self._lost is not None:
                 raise from_fault(self._lost.fault)
             known = self._handles.get(submit.request_id)
             if known is None:
                 self._handles[submit.request_id] = handle
+                promised = request_id is None and self._use_place(submit)
         if known is not None:
             raise DuplicateRequest(f"a request with the id {submit.request_id!r} is active", param="request_id")
-        self._channel.send(submit)
-        handle.wait_accepted(ANSWER_DEADLINE)
+        if not promised:
+            self._channel.send(submit)
+            handle.wait_accepted(ANSWER_DEADLINE)
+            return handle
+        handle.accept(None)
+        submit = msgspec.structs.replace(submit, acknowledge=False)
+        if len(self._handles) > 1:
+            self._channel.post(submit)  # others are under way: it can travel with them
+        else:
+            self._channel.send(submit)
         return handle
+
+    def _use_place(self, submit: Submit) -> bool:
+        """Take a promised place, if there is one and the supervisor can have no other reason to refuse. Under the lock."""
+        small = len(submit.payload) <= PLACE_BYTES and len(submit.metadata) <= self._catalogue.max_metadata_size
+        if not small or self._places == 0:
+            return False
+        self._places -= 1
+        return True
 
     def status(self) -> dict[str, Any]:
         """State, workers, accounts, sessions and queue of the supervisor."""
@@ -146,13 +179,14 @@ class Client:
         """Call a verb of the service. Raises its error, or ConnectionLost after `_wait` seconds without an answer."""
         self._check_process()
         question = _Question()
+        deadline = None if _wait is None else time.monotonic() + _wait
         number = next(self._numbers)
         with self.lock:
             if self._lost is not None:
                 raise from_fault(self._lost.fault)
             self._asked[number] = question
         self._channel.send(Ask(number, verb, arguments))
-        if not question.answered.acquire(timeout=-1 if _wait is None else _wait):
+        if not self._channel.wait(lambda: question.answered, question.sleeper, deadline):
             with self.lock:
                 self._asked.pop(number, None)
             raise ConnectionLost(f"the supervisor did not answer {verb!r} within {_wait:g} s: is it stopped?")
@@ -161,6 +195,11 @@ class Client:
         return question.value
 
     # For handles.
+
+    def wait(self, ready: Callable[[], bool], sleeper: Sleeper, deadline: float | None) -> bool:
+        """Wait for events until `ready()`; false at the deadline (monotonic seconds)."""
+        self._check_process()
+        return self._channel.wait(ready, sleeper, deadline)
 
     def cancel_own(self, request_id: str) -> None:
         """Ask to end a request of this client."""
@@ -181,9 +220,13 @@ class Client:
                 else:
                     self._tell_handle(event)
 
-    def _tell_handle(self, event: Accepted | Rejected | Chunk | Done | Grant) -> None:
+    def _tell_handle(self, event: Accepted | Rejected | Chunk | Done | Grant | Revoke) -> None:
         if isinstance(event, Grant):
-            return  # places are not used by this client
+            self._places += event.places
+            return
+        if isinstance(event, Revoke):
+            self._places = 0
+            return
         handle = self._handles.get(event.request_id)
         if handle is None:
             return  # ended by `_on_lost`
@@ -203,8 +246,7 @@ class Client:
         if question is None:
             return  # nobody waits for it any more
         question.value = reply.value
-        question.error = from_fault(reply.fault) if reply.fault is not None else None
-        question.answered.release()
+        question.end(from_fault(reply.fault) if reply.fault is not None else None)
 
     def _on_lost(self, error: ConnectionLost) -> None:
         with self.lock:
@@ -213,8 +255,7 @@ class Client:
                 handle.end(_ended(handle.request_id, State.INTERRUPTED, error.fault))
             self._handles.clear()
             for question in self._asked.values():
-                question.error = from_fault(error.fault)
-                question.answered.release()
+                question.end(from_fault(error.fault))
             self._asked.clear()
 
     def _check_process(self) -> None:
@@ -227,13 +268,18 @@ class Client:
 class _Question:
     """One `ask` under way."""
 
-    __slots__ = ("answered", "error", "value")
+    __slots__ = ("answered", "error", "sleeper", "value")
 
     def __init__(self) -> None:
-        self.answered = threading.Lock()
-        self.answered.acquire()
+        self.sleeper = Sleeper()
+        self.answered = False
         self.value: Any = None
         self.error: Exception | None = None
+
+    def end(self, error: Exception | None) -> None:
+        """It is answered: with `value`, or with an error. Under the client's lock."""
+        self.error, self.answered = error, True
+        self.sleeper.wake()
 
 
 def _ended(request_id: str, state: State, fault: Fault) -> Done:

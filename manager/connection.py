@@ -98,13 +98,13 @@ class Connection(asyncio.Protocol):
     def send(self, event: ClientEvent) -> None:
         """Queue an event; everything queued in one turn of the loop leaves together."""
         if not self._unsent:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._unsent.append(event)
 
     def close(self) -> None:
         """Send what is owed, then close."""
         if self._transport is not None:
-            self._flush()
+            self.flush()
             self._transport.close()
 
     def abort(self, why: str) -> None:
@@ -113,7 +113,8 @@ class Connection(asyncio.Protocol):
             log.warning("ended the connection of %s (pid %s): %s", self.client_id, self.pid, why)
             self._transport.abort()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send now what this turn has brought so far."""
         unsent, self._unsent = self._unsent, []
         if self._transport is None or not unsent:
             return
@@ -153,8 +154,6 @@ class Connection(asyncio.Protocol):
     def _on_lockstep(self, body: bytes) -> None:
         """One call of a Manager proxy: (ident, method, args, kwds) → (kind, value)."""
         ident, method, arguments, keywords = wire.decode(wire.lockstep_calls, body, "call")
-        if ident == SERVICE_IDENT and method == OPEN_CHANNEL:
-            self._on_frame = self._on_batch
         self._answer_later(
             lambda: (
                 self._manager_call(method, arguments)
@@ -163,6 +162,9 @@ class Connection(asyncio.Protocol):
             ),
             self._answer_lockstep,
         )
+        if ident == SERVICE_IDENT and method == OPEN_CHANNEL:
+            self._on_frame = self._on_batch
+            self._service.client_joined(self.client_id)  # after the answer: from here on only batches are sent
 
     def _on_batch(self, body: bytes) -> None:
         """Messages of a channel, in order; runs of plain messages go to the service together."""

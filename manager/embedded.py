@@ -22,7 +22,7 @@ def connect(address: str | os.PathLike[str] | None = None) -> Client:
 
 def default_address() -> str:
     """The socket of this user's supervisor, as the environment says."""
-    return str(paths.socket_path(paths.runtime_dir(os.environ), explicit="CALLPOOL_RUNTIME_DIR" in os.environ))
+    return str(paths.socket_path(paths.runtime_dir(os.environ), explicit=bool(os.environ.get("CALLPOOL_RUNTIME_DIR"))))
 
 
 @contextlib.contextmanager

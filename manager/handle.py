@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from callpool.manager.errors import BadInput, ResultTimeout, from_fault
+from callpool.manager.reading import Sleeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +62,7 @@ class Handle:
         """How it ended: in the supervisor's words, or in the client's where the supervisor could say nothing."""
         self._accepted = False
         self._position: int | None = None
-        self._waiters: list[threading.Lock] = []
+        self._waiters: list[Sleeper] = []
 
     def __repr__(self) -> str:
         return f"<Handle {self.request_id} {self._provider}/{self._model} {'ended' if self._done else 'under way'}>"
@@ -145,8 +146,8 @@ class Handle:
 
     # For the client, under its lock.
 
-    def accept(self, position: int) -> None:
-        """The supervisor has taken it."""
+    def accept(self, position: int | None) -> None:
+        """The supervisor has taken it, or has promised to."""
         self._accepted, self._position = True, position
         self._wake()
 
@@ -162,8 +163,7 @@ class Handle:
 
     def _wake(self) -> None:
         for waiter in self._waiters:
-            waiter.release()
-        self._waiters.clear()
+            waiter.wake()
 
     def wait_accepted(self, seconds: float) -> None:
         """Wait until the supervisor has taken or refused it; raises the refusal."""
@@ -174,19 +174,15 @@ class Handle:
             raise from_fault(self._done.fault)
 
     def _wait(self, deadline: float | None, seconds: float | None, ready: Callable[[], bool]) -> None:
-        waiter = threading.Lock()
-        waiter.acquire()
+        sleeper = Sleeper()
         with self._client.lock:
-            if ready():
-                return
-            self._waiters.append(waiter)
-        left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
-        if waiter.acquire(timeout=left):
-            return
-        with self._client.lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-        if not ready():
+            self._waiters.append(sleeper)
+        try:
+            in_time = self._client.wait(ready, sleeper, deadline)
+        finally:
+            with self._client.lock:
+                self._waiters.remove(sleeper)
+        if not in_time:
             raise ResultTimeout(f"{self.request_id} has not ended after {seconds:g} s; it goes on", seconds=seconds)
 
 

@@ -96,7 +96,7 @@ def plan(source: config.Source, environ: Mapping[str, str]) -> Plan:
         environ,
         home=paths.state_dir(environ),
         runtime=paths.runtime_dir(environ),
-        explicit="CALLPOOL_RUNTIME_DIR" in environ,
+        explicit=bool(environ.get("CALLPOOL_RUNTIME_DIR")),
     )
 
 

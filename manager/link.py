@@ -60,8 +60,19 @@ class Link:
     def send(self, message: Any) -> None:
         """Send with everything else of this turn of the loop."""
         if not self._batch:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._batch.append(message)
+
+    def flush(self) -> None:
+        """Send now what this turn has brought so far."""
+        batch, self._batch = self._batch, []
+        if not self._open:
+            return
+        if batch:
+            for data in wire.batches(batch):
+                self._write(data)
+        if not self._backlog:
+            self._wake_waiters()
 
     def flushed(self) -> asyncio.Future[None]:
         """Done when all that was sent before is in the kernel, where this process's death cannot take it back."""
@@ -75,7 +86,7 @@ class Link:
     def close(self) -> None:
         """Close this end; the other side reads what is left, then the end. Idempotent."""
         if self._open:
-            self._flush()
+            self.flush()
         self._shut()
 
     def close_as_ended(self) -> None:
@@ -86,16 +97,6 @@ class Link:
         """Take what a dead peer had still sent; ends with `on_end`."""
         while self._open and self._readable():
             pass
-
-    def _flush(self) -> None:
-        batch, self._batch = self._batch, []
-        if not self._open:
-            return
-        if batch:
-            for data in wire.batches(batch):
-                self._write(data)
-        if not self._backlog:
-            self._wake_waiters()
 
     def _write(self, data: bytes) -> None:
         sent = 0

@@ -72,6 +72,10 @@ class WireConnection:
             self._frames += self._framer.feed(data)
         return self._frames.pop(0)
 
+    def rest(self) -> tuple[wire.Framer, list[bytes]]:
+        """What came with the last answer, for whoever reads on: the framer and the complete frames."""
+        return self._framer, self._frames
+
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self.socket.fileno()

@@ -41,6 +41,9 @@ class ServiceVerbs(Protocol):
     def handle_client(self, client: str, messages: list[ClientMessage]) -> None:
         """Apply a client's messages."""
 
+    def client_joined(self, client: str) -> None:
+        """A client has opened its channel, and knows it."""
+
     def client_gone(self, client: str) -> None:
         """A client's connection or process ended."""
 
@@ -111,6 +114,12 @@ class ManagerServer:
         connection = self.clients.get(client)
         if connection is not None:
             connection.send(event)
+
+    def flush(self, client: str) -> None:
+        """Send a client what this turn of the loop has brought so far."""
+        connection = self.clients.get(client)
+        if connection is not None:
+            connection.flush()
 
     def _accept(self) -> None:
         listener = self._listener

@@ -27,6 +27,7 @@ from callpool.manager.core.events import (
     AccountClosed,
     CancelAsked,
     ClientGone,
+    ClientJoined,
     CutAsked,
     DrainAsked,
     Drained,
@@ -70,6 +71,12 @@ class Outlets(Protocol):
 
     def to_worker(self, worker: int, order: WorkerOrder) -> None:
         """Send to a worker."""
+
+    def flush_client(self, client: str) -> None:
+        """Send a client now what was given for it."""
+
+    def flush_worker(self, worker: int) -> None:
+        """Send a worker now what was given for it."""
 
     def drained(self, report: DrainReport) -> None:
         """The drain is over."""
@@ -148,6 +155,10 @@ class Service:
         """Apply a batch of a worker's reports as one step."""
         self._apply([Reported(worker, report) for report in reports])
 
+    def client_joined(self, client: str) -> None:
+        """A client has opened its channel, and knows it."""
+        self._apply([ClientJoined(client)])
+
     def client_gone(self, client: str) -> None:
         """A client's connection or process ended."""
         self._apply([ClientGone(client)])
@@ -188,13 +199,14 @@ class Service:
 
     def _apply(self, events: list[Event]) -> None:
         now = self._clock()
-        effects: list[Effect] = []
         with self._lock:
-            for event in events:
-                effects += self._core.apply(event, now)
+            effects = self._core.apply_batch(events, now)
             due = self._core.next_deadline()
+            lone = len(self._core.requests) <= 1
         for effect in effects:
             self._perform(effect)
+        if lone:
+            self._flush(effects)
         if due is not None and (self._timer is None or due < self._timer_due):
             self._arm(due, now)
 
@@ -207,6 +219,14 @@ class Service:
             self._outlets.to_worker(effect.worker, effect.order)
         elif type(effect) is Drained:
             self._outlets.drained(effect.report)
+
+    def _flush(self, effects: list[Effect]) -> None:
+        """With one request under way nothing else will travel with its messages: a turn of the loop is won each time."""
+        for effect in effects:
+            if type(effect) is ToClient:
+                self._outlets.flush_client(effect.client)
+            elif type(effect) is ToWorker:
+                self._outlets.flush_worker(effect.worker)
 
     def _arm(self, due: float, now: Now) -> None:
         if self._timer is not None:

@@ -144,6 +144,14 @@ class Supervisor:
         """Send to a worker."""
         self.arbiter.send(worker, order)
 
+    def flush_client(self, client: str) -> None:
+        """Send a client now what was given for it."""
+        self.server.flush(client)
+
+    def flush_worker(self, worker: int) -> None:
+        """Send a worker now what was given for it."""
+        self.arbiter.flush(worker)
+
     def drained(self, report: DrainReport) -> None:
         """Nothing is left to wait for."""
         self._report = report

@@ -14,17 +14,19 @@ from typing import Final, NamedTuple
 KeyPath = tuple[str | int, ...]
 """Names from the outermost table inwards; a whole number is an index in a list or in an array of tables."""
 
+# Without possessive quantifiers, which in Python 3.11.2 (Debian 12) miss matches inside a group. In a valid document
+# none of these patterns ever backtracks: what may follow differs in its first character from what may go on.
 _TOKEN: Final = re.compile(
     r'''
-      (?P<space> [ \t\r]++ | \#[^\n]*+ )
+      (?P<space> [ \t\r]+ | \#[^\n]* )
     | (?P<newline> \n )
     | (?P<string>
-          """ (?: [^"\\]++ | \\. | "(?!"") )*+ """ "{0,2}      # a text may end in one or two quotes of its own
-        | \'\'\' (?: [^']++ | '(?!'') )*+ \'\'\' '{0,2}
-        | " (?: [^"\\]++ | \\. )*+ "
-        | ' [^']*+ '
+          """ [^"\\]* (?: (?: \\. | "(?!"") ) [^"\\]* )* """ "{0,2}      # a text may end in one or two quotes of its own
+        | \'\'\' [^']* (?: '(?!\'\') [^']* )* \'\'\' '{0,2}
+        | " [^"\\]* (?: \\. [^"\\]* )* "
+        | ' [^']* '
       )
-    | (?P<bare> [A-Za-z0-9_-]++ )
+    | (?P<bare> [A-Za-z0-9_-]+ )
     | (?P<mark> . )
     ''',
     re.VERBOSE | re.DOTALL,

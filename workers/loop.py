@@ -38,6 +38,7 @@ from callpool.workers.providers.secret import Secret
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from callpool.manager.core.messages import WorkerOrder
     from callpool.manager.settings import ProviderSettings
@@ -63,7 +64,7 @@ class WorkerLoop:
         self._boot = boot
         self._keys = keys
         self._loop = asyncio.get_running_loop()
-        self._calls: dict[tuple[str, int], asyncio.Task[Finished]] = {}
+        self._calls: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._providers: dict[str, Provider] = {}
         self._retired = asyncio.Event()
         self._retiring = False
@@ -121,34 +122,48 @@ class WorkerLoop:
         key = (order.request_id, order.attempt)
         task = self._loop.create_task(self._make(order))
         self._calls[key] = task
-        task.add_done_callback(lambda done: self._report_end(key, done))
+        task.add_done_callback(lambda done: self._task_ended(key, done))
 
     def _cancel(self, order: CancelCall) -> None:
         task = self._calls.get((order.request_id, order.attempt))
         if task is not None:  # else its end is on its way already
             task.cancel()
 
-    async def _make(self, order: Dispatch) -> Finished:
+    async def _make(self, order: Dispatch) -> None:
+        """Make one call and report its end: from here, because a task's callbacks come a turn of the loop later."""
         try:
-            provider = self._providers.get(order.provider)
-            if provider is None:
-                raise ProviderUnreachable(f"provider {order.provider!r} has no address yet", provider=order.provider)
-            answer = await run_call(provider, _decode_call(order), _Progress(self._link, order))
-            return Finished(order.request_id, order.attempt, _encode_answer(answer))
+            body, fault = await self._answer(order), None
         except CallpoolError as error:
-            return Finished(order.request_id, order.attempt, None, error.fault)
+            body, fault = None, error.fault
+        self._report_end(Finished(order.request_id, order.attempt, body, fault))
 
-    def _report_end(self, key: tuple[str, int], task: asyncio.Task[Finished]) -> None:
-        del self._calls[key]
-        if task.cancelled():
-            finished = Finished(*key, None, _CANCELLED)
-        elif (error := task.exception()) is not None:
+    async def _answer(self, order: Dispatch) -> bytes:
+        provider = self._providers.get(order.provider)
+        if provider is None:
+            raise ProviderUnreachable(f"provider {order.provider!r} has no address yet", provider=order.provider)
+        return _encode_answer(
+            await run_call(provider, _decode_call(order), _Progress(self._link, order, self._is_lone))
+        )
+
+    def _task_ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        """Report what the task could not: it was cancelled, or it broke in a way that no provider may."""
+        if key not in self._calls:
+            return
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
             log.error("a call ended in an unexpected way", exc_info=error)
-            finished = Finished(*key, None, to_fault(error))
-        else:
-            finished = task.result()
+        self._report_end(Finished(*key, None, to_fault(error) if error else _CANCELLED))
+
+    def _report_end(self, finished: Finished) -> None:
+        del self._calls[finished.request_id, finished.attempt]
         self._link.send(finished)
+        if not self._calls:
+            self._link.flush()  # nothing else will travel with it
         self._retire_if_idle()
+
+    def _is_lone(self) -> bool:
+        """Whether there is one call only, with whose reports no others could travel."""
+        return len(self._calls) == 1
 
     def _retire_if_idle(self) -> None:
         if self._retiring and not self._calls:
@@ -172,15 +187,18 @@ class WorkerLoop:
 class _Progress:
     """What a provider tells of one call."""
 
-    __slots__ = ("_link", "_order")
+    __slots__ = ("_alone", "_link", "_order")
 
-    def __init__(self, link: Link, order: Dispatch) -> None:
+    def __init__(self, link: Link, order: Dispatch, alone: Callable[[], bool]) -> None:
         self._link = link
         self._order = order
+        self._alone = alone
 
     async def started(self) -> None:
         """Report, and wait until the report is in the kernel: only then may the call contact the provider."""
         self._link.send(Started(self._order.request_id, self._order.attempt))
+        if self._alone():
+            self._link.flush()
         await self._link.flushed()
 
     async def chunk(self, text: str, raw: dict[str, Any] | None) -> None:

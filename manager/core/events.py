@@ -30,6 +30,12 @@ class CancelAsked(_Event, frozen=True):
     request_id: str
 
 
+class ClientJoined(_Event, frozen=True):
+    """A client opened its channel: it can be promised places in the queue."""
+
+    client: str
+
+
 class ClientGone(_Event, frozen=True):
     """A client's process or connection ended: nobody waits for its requests any more."""
 
@@ -81,6 +87,7 @@ Event = (
     Submitted
     | CancelAsked
     | ClientGone
+    | ClientJoined
     | WorkerUp
     | WorkerDown
     | Reported

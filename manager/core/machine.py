@@ -25,6 +25,7 @@ from callpool.manager.core.events import (
     AccountClosed,
     CancelAsked,
     ClientGone,
+    ClientJoined,
     CutAsked,
     DrainAsked,
     Drained,
@@ -40,16 +41,20 @@ from callpool.manager.core.events import (
 )
 from callpool.manager.core.faults import Detail, Fault
 from callpool.manager.core.messages import (
+    PLACE_BYTES,
     Accepted,
     CancelCall,
     Chunk,
     Dispatch,
     Done,
     Finished,
+    Grant,
     Piece,
     Rejected,
+    Revoke,
     Started,
 )
+from callpool.manager.core.places import Places
 from callpool.manager.core.requests import History, Now, Phase, Record, Request
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import Outcome, SessionTable
@@ -112,6 +117,7 @@ class Core:
         self.by_client: dict[str, set[str]] = {}
         self.by_worker: dict[int, set[str]] = {}
         """worker → requests dispatched to it; a worker that is not here gets nothing."""
+        self.places = Places(scheduler)
         self.drain: Drain | None = None
         self._deadlines = Deadlines()
         self._sequence = 0
@@ -120,6 +126,7 @@ class Core:
             Submitted: self._submitted,
             Reported: self._reported,
             CancelAsked: self._cancel_asked,
+            ClientJoined: self._client_joined,
             ClientGone: self._client_gone,
             WorkerUp: self._worker_up,
             WorkerDown: self._worker_down,
@@ -131,8 +138,14 @@ class Core:
 
     def apply(self, event: Event, now: Now) -> list[Effect]:
         """Apply one event: the only way in. Returns what the shell must do, in order."""
+        return self.apply_batch([event], now)
+
+    def apply_batch(self, events: list[Event], now: Now) -> list[Effect]:
+        """Apply events that came together as one step. Waiting requests move on once, after all of them."""
         effects: list[Effect] = []
-        self._handlers[type(event)](event, now, effects)
+        for event in events:
+            self._handlers[type(event)](event, now, effects)
+        self._pump(now, effects)
         if self.drain is not None:
             self._finish_drain(now, effects)
         return effects
@@ -154,7 +167,8 @@ class Core:
 
     def _submitted(self, event: Submitted, now: Now, effects: list[Effect]) -> None:
         submit = event.submit
-        fault = self._refuse(submit.request_id, event)
+        promised = not submit.acknowledge and len(submit.payload) <= PLACE_BYTES and self.places.use(event.client)
+        fault = self._refuse(event, promised=promised)
         if fault is not None:
             effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
             return
@@ -166,9 +180,15 @@ class Core:
         self._enqueue(request, Move.ENQUEUE, now)
         if submit.acknowledge:
             effects.append(ToClient(event.client, Accepted(request.request_id, self.scheduler.position(request))))
-        self._pump(now, effects)
+        self._grant(event.client, effects)
 
-    def _refuse(self, request_id: str, event: Submitted) -> Fault | None:
+    def _grant(self, client: str, effects: list[Effect]) -> None:
+        more = self.places.grant(client)
+        if more:
+            effects.append(ToClient(client, Grant(more)))
+
+    def _refuse(self, event: Submitted, *, promised: bool) -> Fault | None:
+        request_id = event.submit.request_id
         if self.drain is not None:
             return Fault(
                 code="draining",
@@ -186,7 +206,7 @@ class Core:
             )
         if (fault := self.sessions.refuse_metadata(len(event.submit.metadata))) is not None:
             return fault
-        if not self.scheduler.has_room(len(event.submit.payload)):
+        if not promised and not self._has_queue_room(len(event.submit.payload)):
             waiting, limit = len(self.scheduler), self.scheduler.max_requests
             return Fault(
                 code="queue_full",
@@ -196,6 +216,10 @@ class Core:
                 details={"waiting": waiting, "limit": limit, "queued_bytes": self.scheduler.queued_bytes},
             )
         return None
+
+    def _has_queue_room(self, payload_bytes: int) -> bool:
+        places = self.places
+        return self.scheduler.has_room(payload_bytes, promised=places.total, promised_bytes=places.total_bytes)
 
     def _enqueue(self, request: Request, move: Move, now: Now) -> None:
         advance(request, move)
@@ -213,7 +237,10 @@ class Core:
             self._dispatch(request, now, effects)
 
     def _dispatch(self, request: Request, now: Now, effects: list[Effect]) -> None:
-        worker = min(self.by_worker, key=lambda number: len(self.by_worker[number]))
+        worker, load = -1, -1
+        for number, held in self.by_worker.items():  # the least loaded
+            if load < 0 or len(held) < load:
+                worker, load = number, len(held)
         advance(request, Move.ALLOCATE)
         self._dispatches += 1
         request.attempt = self._dispatches
@@ -283,7 +310,6 @@ class Core:
         if request.state is State.PROCESSING:
             request.phases.append((Phase.PROVIDER_CALL_END, now))
         self._end(request, fault, now, effects, body=report.body)
-        self._pump(now, effects)
 
     # Ending requests.
 
@@ -346,25 +372,27 @@ class Core:
         who = "its client" if event.client else "the operator"
         fault = Fault(code="cancelled", message=f"cancelled by {who}", details={"reason": "asked"})
         self._order_end(request, fault, now, effects)
-        self._pump(now, effects)
+
+    def _client_joined(self, event: ClientJoined, _now: Now, effects: list[Effect]) -> None:
+        if self.drain is None:
+            self.places.join(event.client)
+            self._grant(event.client, effects)
 
     def _client_gone(self, event: ClientGone, now: Now, effects: list[Effect]) -> None:
+        self.places.leave(event.client)
         fault = Fault(code="cancelled", message="the client went away", details={"reason": "client_gone"})
         for request_id in sorted(self.by_client.get(event.client, ())):
             self._order_end(self.requests[request_id], fault, now, effects)
-        self._pump(now, effects)
 
     # Workers and accounts.
 
-    def _worker_up(self, event: WorkerUp, now: Now, effects: list[Effect]) -> None:
+    def _worker_up(self, event: WorkerUp, _now: Now, _effects: list[Effect]) -> None:
         self.by_worker.setdefault(event.worker, set())
-        self._pump(now, effects)
 
     def _worker_down(self, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         held = self.by_worker.pop(event.worker, set())
         for request in sorted((self.requests[request_id] for request_id in held), key=lambda each: each.sequence):
             self._lose(request, event, now, effects)
-        self._pump(now, effects)
 
     def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         """The worker of this request is gone."""
@@ -386,9 +414,8 @@ class Core:
             self._enqueue(request, Move.REQUEUE, now)
             request.worker = None
 
-    def _account_closed(self, event: AccountClosed, now: Now, effects: list[Effect]) -> None:
+    def _account_closed(self, event: AccountClosed, _now: Now, _effects: list[Effect]) -> None:
         self.ledger.accounts[event.account].closed = event.reason
-        self._pump(now, effects)
 
     # Time.
 
@@ -403,7 +430,6 @@ class Core:
                 self._order_end(request, Fault(code="timeout", message=message, details=details), now, effects)
         if self.drain is not None and self.drain.cut_at is None and now.monotonic >= self.drain.deadline:
             self._cut(now, effects)
-        self._pump(now, effects)
 
     # Draining.
 
@@ -419,6 +445,7 @@ class Core:
             active=self.sessions.active,
             total_sessions=self.sessions.created,
         )
+        effects += [ToClient(client, Revoke()) for client in self.places.revoke_all()]
         self._tick(Tick(), now, effects)
 
     def _cut_asked(self, _event: CutAsked, now: Now, effects: list[Effect]) -> None:

@@ -19,6 +19,10 @@ PROTOCOL_VERSION = 1
 """Raised with every change of meaning below; both sides of a handshake must have the same."""
 
 
+PLACE_BYTES = 64 * 1024
+"""Payload that a promised place in the queue holds; larger submits ask."""
+
+
 class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Common options. `gc=False`: messages hold no cycles, and the collector need not walk a hundred thousand of them."""
 
@@ -102,12 +106,20 @@ class Reply(_Message, frozen=True, tag=5):
 
 
 class Grant(_Message, frozen=True, tag=6):
-    """So many more queue places are reserved for this client: submits that use one cannot be refused for a full queue."""
+    """So many more places in the queue are promised to this client.
+
+    A submit that uses one does not ask to be acknowledged, has at most `PLACE_BYTES` of payload, and cannot be refused for
+    a full queue.
+    """
 
     places: int
 
 
-ClientEvent = Accepted | Rejected | Chunk | Done | Reply | Grant
+class Revoke(_Message, frozen=True, tag=7):
+    """All promised places are taken back: the supervisor drains."""
+
+
+ClientEvent = Accepted | Rejected | Chunk | Done | Reply | Grant | Revoke
 
 
 # Supervisor → worker.

@@ -40,9 +40,11 @@ class Scheduler:
         """Bytes of payload that wait."""
         return self._bytes
 
-    def has_room(self, payload_bytes: int, *, reserved: int = 0) -> bool:
-        """Whether one more request of this size may wait, with `reserved` places promised to others."""
-        return len(self._waiting) + reserved < self.max_requests and self._bytes + payload_bytes <= self.max_bytes
+    def has_room(self, payload_bytes: int, *, promised: int = 0, promised_bytes: int = 0) -> bool:
+        """Whether one more request of this size may wait besides what is promised to others."""
+        if len(self._waiting) + promised >= self.max_requests:
+            return False
+        return self._bytes + promised_bytes + payload_bytes <= self.max_bytes
 
     def count(self, account: str) -> int:
         """How many requests wait for this account."""

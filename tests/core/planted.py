@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from callpool.manager.core.events import CancelAsked, ToClient
+from callpool.manager.core.events import AccountClosed, CancelAsked, ToClient, WorkerUp
 from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.machine import Core
 from callpool.manager.core.messages import Accepted, Done
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from callpool.manager.core.events import (
-        AccountClosed,
         ClientGone,
         DrainAsked,
         Effect,
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
         Submitted,
         Tick,
         WorkerDown,
-        WorkerUp,
     )
     from callpool.manager.core.faults import Fault
     from callpool.manager.core.requests import Now, Request
@@ -35,8 +33,11 @@ if TYPE_CHECKING:
 
 
 class NoPumpAfterOpening(Core):
-    def _account_closed(self, event: AccountClosed, now: Now, effects: list[Effect]) -> None:
-        self.ledger.accounts[event.account].closed = event.reason
+    def apply_batch(self, events: list[Event], now: Now) -> list[Effect]:
+        if type(events[0]) is not AccountClosed:
+            return super().apply_batch(events, now)
+        self.ledger.accounts[events[0].account].closed = events[0].reason
+        return []
 
 
 class NoPumpAfterCancel(Core):
@@ -137,8 +138,8 @@ class DrainWaitsForEver(Core):
 
 
 class DrainAccepts(Core):
-    def _refuse(self, request_id: str, event: Submitted) -> Fault | None:
-        fault = super()._refuse(request_id, event)
+    def _refuse(self, event: Submitted, *, promised: bool) -> Fault | None:
+        fault = super()._refuse(event, promised=promised)
         return None if fault is not None and fault.code == "draining" else fault
 
 
@@ -222,8 +223,11 @@ class TimesOutEarly(Core):
 
 
 class WorkerUpForgets(Core):
-    def _worker_up(self, event: WorkerUp, now: Now, effects: list[Effect]) -> None:
-        self.by_worker.setdefault(event.worker, set())
+    def apply_batch(self, events: list[Event], now: Now) -> list[Effect]:
+        if type(events[0]) is not WorkerUp:
+            return super().apply_batch(events, now)
+        self.by_worker.setdefault(events[0].worker, set())
+        return []
 
 
 class ForgetsBytes(Scheduler):

@@ -36,6 +36,7 @@ WIRE: dict[str, dict[int, list[msgspec.Struct]]] = {
         ],
         5: [messages.Reply(1, {"state": "running"}), messages.Reply(2, None, FAULT)],
         6: [messages.Grant(100)],
+        7: [messages.Revoke()],
     },
     "WorkerOrder": {
         1: [messages.Dispatch("r1", 1, "kimi", "k3", 30.0, stream=True, payload=b"{}")],

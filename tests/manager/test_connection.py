@@ -25,11 +25,15 @@ class Listening:
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
+        self.joined: list[str] = []
         self.gone: list[str] = []
         self.later: list[asyncio.Future[Any]] = []
 
     def handle_client(self, client: str, messages: list[Any]) -> None:
         self.heard.append((client, messages))
+
+    def client_joined(self, client: str) -> None:
+        self.joined.append(client)
 
     def client_gone(self, client: str) -> None:
         self.gone.append(client)

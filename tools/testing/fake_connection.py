@@ -41,7 +41,6 @@ class Connection:
         answering.add_done_callback(lambda _: self.writer.close())  # which ends the reading
         try:
             await self._read()
-            await asyncio.sleep(0)  # a request that came together with the end of input still counts as made
         finally:
             answering.cancel()
             await asyncio.wait([answering])
