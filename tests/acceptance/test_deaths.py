@@ -110,7 +110,7 @@ def test_a_stopped_supervisor_does_not_blame_its_workers() -> None:
     with detached(config) as supervisor:
         before = supervisor.worker_pids()
         supervisor.process.suspend()
-        time.sleep(3.0)  # longer than its own patience with workers: what is tested is that this time does not count
+        time.sleep(2.5)  # longer than its own patience with workers: what is tested is that this time does not count
         supervisor.process.resume()
         with supervisor.connect() as client:
             beats = [worker["restarts"] for worker in client.status()["workers"]]

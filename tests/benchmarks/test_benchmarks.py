@@ -84,6 +84,7 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_all_benchmarks_run_and_count_right(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     ended = run("--tiny", "--json", str(file))

@@ -429,6 +429,7 @@ def test_the_whole_demo_tells_six_steps_and_leaves_nothing(tmp_path: Path) -> No
     assert _of(_places(out)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "script", "words"),
     [
@@ -451,6 +452,7 @@ def test_whatever_goes_wrong_is_said_and_cleared_away(tmp_path: Path, fault: str
         assert _of(_places(out)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_demo_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
     with _start_demo(tmp_path, {"*": [*ANSWER[:2], ["piece", "Growing. "], ["pause"]]}) as demo:

@@ -95,6 +95,7 @@ FACTS: dict[str, Any] = {
     "version": "0.1.0",
     "address": "/run/user/1000/callpool/callpool.sock",
     "uptime_seconds": 3_725.0,
+    "max_concurrent_sessions": 200,
     "sessions": {
         **{
             f"total_sessions_{outcome}": 1_000_000
