@@ -20,7 +20,14 @@ from callpool.manager.config_rules import (
     type_name,
     wanted,
 )
-from callpool.manager.settings import SCRIPT_FAULTS, ModelSettings, ProviderSettings, Settings, SupervisorSettings
+from callpool.manager.settings import (
+    MAX_LOCAL_SLOTS,
+    SCRIPT_FAULTS,
+    ModelSettings,
+    ProviderSettings,
+    Settings,
+    SupervisorSettings,
+)
 from callpool.manager.toml_lines import KeyPath
 
 _SCRIPTED_ONLY: Final = tuple(name for name in MODEL_RULES if name != "timeout")
@@ -136,6 +143,9 @@ class _Walk:
                 self._add((*path, name), f'has no meaning for kind "{kind}", which calls no provider: remove it')
         elif given[:2] == ["api_key_env", "api_key_file"]:
             self._add((*path, "api_key_file"), "a key comes from one place: give api_key_env or api_key_file, not both")
+        slots = provider.get("concurrency")
+        if kind == "local" and isinstance(slots, int) and slots > MAX_LOCAL_SLOTS:
+            self._add((*path, "concurrency"), f'must be at most {MAX_LOCAL_SLOTS} for kind "local"')
         if kind == "openai" and "base_url" not in given:
             self._add(path, 'base_url is missing: kind "openai" has no address of its own')
 

@@ -17,7 +17,7 @@ import msgspec
 
 from callpool.manager.errors import ConfigError
 from callpool.manager.private import read_private_file
-from callpool.manager.settings import Kind, ProviderSettings, Settings
+from callpool.manager.settings import DEFAULT_BASE_URLS, Kind, ProviderSettings, Settings
 
 LONGEST_KEY: Final = 4_096
 """Characters; a key is sent in a header, and servers refuse header lines of 8 KiB."""
@@ -32,8 +32,8 @@ class Preset(NamedTuple):
 
 
 PRESETS: Final[Mapping[Kind, Preset]] = {
-    "kimi": Preset("https://api.moonshot.ai/v1", ("KIMI_API_KEY", "MOONSHOT_API_KEY")),
-    "glm": Preset("https://open.bigmodel.cn/api/paas/v4", ("GLM_API_KEY", "ZAI_API_KEY", "ZHIPUAI_API_KEY")),
+    "kimi": Preset(DEFAULT_BASE_URLS["kimi"], ("KIMI_API_KEY", "MOONSHOT_API_KEY")),
+    "glm": Preset(DEFAULT_BASE_URLS["glm"], ("GLM_API_KEY", "ZHIPUAI_API_KEY")),
 }
 
 

@@ -43,13 +43,13 @@ def runtime_dir(environ: Mapping[str, str]) -> Path:
 def user_lock_dir(environ: Mapping[str, str]) -> Path:
     """The locks on provider keys, where all supervisors of a user meet: one key has one ledger.
 
-    So CALLPOOL_HOME and CALLPOOL_RUNTIME_DIR, which tell supervisors apart, do not move it; CALLPOOL_KEY_LOCK_DIR does,
-    and is for tests.
+    So CALLPOOL_HOME and CALLPOOL_RUNTIME_DIR, which tell supervisors apart, do not move it, and it is not in the session's
+    runtime directory, which a supervisor started by cron does not have. CALLPOOL_KEY_LOCK_DIR does, and is for tests.
     """
     own = environ.get("CALLPOOL_KEY_LOCK_DIR")
     if own:
         return expand_home(own, environ).absolute()
-    return (_session_runtime(environ) or _user_state(environ) / "run") / "keys"
+    return _user_state(environ) / "keys"
 
 
 def socket_path(runtime: Path, *, explicit: bool) -> Path:

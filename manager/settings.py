@@ -11,6 +11,12 @@ import msgspec
 
 Kind = Literal["openai", "kimi", "glm", "local", "scripted"]
 
+DEFAULT_BASE_URLS = {"kimi": "https://api.moonshot.ai/v1", "glm": "https://open.bigmodel.cn/api/paas/v4"}
+"""Where kinds with a preset are, unless `base_url` says otherwise."""
+
+MAX_LOCAL_SLOTS = 64
+"""Answers at once of a local model: more would only divide the same cores further."""
+
 SCRIPT_FAULTS = frozenset({
     "block", "broken_answer", "crash", "credential", "exit", "hang", "memory", "model_gone", "raise", "rate_limited",
     "recursion", "rejected", "server_error", "system_exit", "unreachable",

@@ -61,6 +61,7 @@ def own_environment(base_folder: Path, clean_ground: None, monkeypatch: pytest.M
     home.mkdir(mode=0o700)
     monkeypatch.setenv("CALLPOOL_HOME", str(home))
     monkeypatch.setenv("CALLPOOL_RUNTIME_DIR", str(base_folder / "run"))
+    monkeypatch.setenv("CALLPOOL_KEY_LOCK_DIR", str(base_folder / "keys"))
     monkeypatch.delenv("CALLPOOL_CONFIG", raising=False)
     for name in list(os.environ):
         if name.upper().endswith(("_API_KEY", "_PROXY")):

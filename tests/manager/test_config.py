@@ -181,6 +181,7 @@ def test_names_of_key_files_become_absolute(tmp_path: Path, monkeypatch: pytest.
         ('[providers.x]\nkind = "local"\napi_key_env = "A"', '3: providers.x.api_key_env: has no meaning for kind "local"'),
         ('[providers.x]\nkind = "scripted"\nbase_url = "https://x"', "3: providers.x.base_url: has no meaning for kind"),
         ('[providers.x]\nkind = "scripted"\nmodels.m.delay = -1', "3: providers.x.models.m.delay: must be 0 or more"),
+        ('[providers.x]\nkind = "local"\nconcurrency = 65', '3: providers.x.concurrency: must be at most 64 for kind "local"'),
         ('[providers.x]\nkind = "scripted"\nmodels.m.chunks = -1', "models.m.chunks: must be from 0 to 100000"),
         ('[providers.x]\nkind = "scripted"\nmodels.m.reply = 1', "models.m.reply: text is wanted"),
         (

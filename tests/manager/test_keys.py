@@ -63,7 +63,7 @@ def test_the_first_customary_variable_that_is_set_wins(kind: str, variables: tup
 
 def test_the_customary_variables() -> None:
     assert PRESETS["kimi"].variables == ("KIMI_API_KEY", "MOONSHOT_API_KEY")
-    assert PRESETS["glm"].variables == ("GLM_API_KEY", "ZAI_API_KEY", "ZHIPUAI_API_KEY")
+    assert PRESETS["glm"].variables == ("GLM_API_KEY", "ZHIPUAI_API_KEY")
 
 
 @pytest.mark.parametrize("content", [CANARY, f"{CANARY}\n", f"{CANARY}\r\n"])

