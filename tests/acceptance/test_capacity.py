@@ -18,7 +18,8 @@ CAPACITY = 200
 
 def test_more_submits_than_slots_all_complete_and_never_exceed_the_pool() -> None:
     with FakeProviderProcess(delay=0.05) as fake:
-        config = openai_at(fake.base_url) | {"supervisor": {"max_concurrent_sessions": CAPACITY}}
+        # The account allows more: it is the pool that limits.
+        config = openai_at(fake.base_url, concurrency=1000) | {"supervisor": {"max_concurrent_sessions": CAPACITY}}
         with detached(config) as supervisor, supervisor.connect() as client, ThreadPoolExecutor(SUBMITS) as threads:
             submits = [
                 threads.submit(client.submit, provider="fake", model="m", messages=HELLO) for _ in range(SUBMITS)
