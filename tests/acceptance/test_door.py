@@ -97,7 +97,10 @@ def test_another_user_is_refused_before_a_byte_is_read(supervisor: Running, addr
     assert said.stdout == b"b''\n", "the door spoke to another user"
 
 
-def test_a_frame_over_the_limit_ends_the_connection_before_memory_is_taken(supervisor: Running, address: str) -> None:
+def test_a_frame_over_the_limit_ends_the_connection_before_memory_is_taken(
+    supervisor: Running, address: str, base_folder: Path
+) -> None:
+    log = base_folder / "home" / "logs" / "supervisor.log"
     for length in (2**31 - 1, -1, wire.HANDSHAKE_FRAME_LIMIT + 1):
         before = supervisor.process.memory_info().rss
         with _raw(address) as connected:
@@ -105,6 +108,7 @@ def test_a_frame_over_the_limit_ends_the_connection_before_memory_is_taken(super
             connected.sendall(wire.HEADER.pack(length))
             assert _is_closed(connected)
         assert supervisor.process.memory_info().rss - before < 50 * 1024 * 1024
+        assert f"a frame of {length} bytes is over the limit" in log.read_text(), "it ended for another reason"
 
 
 def test_a_large_frame_is_refused_after_the_handshake_too(supervisor: Running, address: str) -> None:
