@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from callpool.manager.core import refusals
 from callpool.manager.core.deadlines import Deadlines
 from callpool.manager.core.drain import Drain
 from callpool.manager.core.events import (
@@ -39,7 +40,7 @@ from callpool.manager.core.events import (
     WorkerDown,
     WorkerUp,
 )
-from callpool.manager.core.faults import Detail, Fault
+from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import (
     PLACE_BYTES,
     Accepted,
@@ -188,33 +189,16 @@ class Core:
             effects.append(ToClient(client, Grant(more)))
 
     def _refuse(self, event: Submitted, *, promised: bool) -> Fault | None:
-        request_id = event.submit.request_id
         if self.drain is not None:
-            return Fault(
-                code="draining",
-                message="Session manager is shutting down, cannot create new sessions",
-                hint="submit again when the supervisor has restarted",
-            )
+            return refusals.draining()
         if (fault := self.catalogue.refuse(event.submit)) is not None:
             return fault
-        if request_id in self.requests:
-            return Fault(
-                code="duplicate_request",
-                message=f"a request with the id {request_id!r} is active",
-                param="request_id",
-                hint="use another id, or none",
-            )
+        if event.submit.request_id in self.requests:
+            return refusals.duplicate(event.submit.request_id)
         if (fault := self.sessions.refuse_metadata(len(event.submit.metadata))) is not None:
             return fault
         if not promised and not self._has_queue_room(len(event.submit.payload)):
-            waiting, limit = len(self.scheduler), self.scheduler.max_requests
-            return Fault(
-                code="queue_full",
-                message=f"The queue is full: {waiting} requests wait (limit {limit} requests, "
-                f"{self.scheduler.queued_bytes} of {self.scheduler.max_bytes} bytes)",
-                hint="submit later, or raise max_queued_requests",
-                details={"waiting": waiting, "limit": limit, "queued_bytes": self.scheduler.queued_bytes},
-            )
+            return refusals.queue_full(self.scheduler)
         return None
 
     def _has_queue_room(self, payload_bytes: int) -> bool:
@@ -337,7 +321,7 @@ class Core:
             if not owned:
                 del self.by_client[request.client]
         if self.drain is not None:
-            self.drain.count(state, by_cut=fault is not None and fault.details.get("reason") == "drain")
+            self.drain.count(state, by_cut=fault is not None and fault.details.get("reason") == refusals.BY_DRAIN)
         request.payload = b""
         self.history.add(request, now, fault)
         duration = session.duration(now.monotonic) if session else 0.0
@@ -370,8 +354,7 @@ class Core:
         if request is None or (event.client is not None and event.client != request.client):
             return
         who = "its client" if event.client else "the operator"
-        fault = Fault(code="cancelled", message=f"cancelled by {who}", details={"reason": "asked"})
-        self._order_end(request, fault, now, effects)
+        self._order_end(request, refusals.cancelled(who), now, effects)
 
     def _client_joined(self, event: ClientJoined, _now: Now, effects: list[Effect]) -> None:
         if self.drain is None:
@@ -380,9 +363,8 @@ class Core:
 
     def _client_gone(self, event: ClientGone, now: Now, effects: list[Effect]) -> None:
         self.places.leave(event.client)
-        fault = Fault(code="cancelled", message="the client went away", details={"reason": "client_gone"})
         for request_id in sorted(self.by_client.get(event.client, ())):
-            self._order_end(self.requests[request_id], fault, now, effects)
+            self._order_end(self.requests[request_id], refusals.client_gone(), now, effects)
 
     # Workers and accounts.
 
@@ -396,17 +378,12 @@ class Core:
 
     def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         """The worker of this request is gone."""
-        details: dict[str, Detail] = {"worker": event.worker, "attempt": request.tries}
         if request.ending is not None:
             self._end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
         elif request.state is State.PROCESSING:
-            message = f"worker {event.worker} {event.reason} during the call: it may have been billed"
-            self._end(request, Fault(code="worker_lost", message=message, details=details), now, effects)
+            self._end(request, refusals.worker_lost(request, event.worker, event.reason), now, effects)
         elif request.tries >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
-            message = (
-                f"worker {event.worker} {event.reason}; this request lost {request.tries} workers before its call began"
-            )
-            self._end(request, Fault(code="not_started", message=message, details=details), now, effects)
+            self._end(request, refusals.never_started(request, event.worker, event.reason), now, effects)
         else:
             self._release(request)
             if request.session is not None:
@@ -423,11 +400,9 @@ class Core:
         for request_id in self._deadlines.pop_due(now.monotonic):
             request = self.requests[request_id]
             if request.ending is not None:
-                self._end(request, _unacknowledged(request), now, effects)
+                self._end(request, refusals.unacknowledged(request), now, effects)
             else:
-                message = f"the call did not end within {request.timeout:g} s"
-                details: dict[str, Detail] = {"seconds": request.timeout, "which": "total"}
-                self._order_end(request, Fault(code="timeout", message=message, details=details), now, effects)
+                self._order_end(request, refusals.timed_out(request), now, effects)
         if self.drain is not None and self.drain.cut_at is None and now.monotonic >= self.drain.deadline:
             self._cut(now, effects)
 
@@ -459,11 +434,8 @@ class Core:
         if self.drain is None:
             return
         self.drain.cut(now=now.monotonic, active=self.sessions.active)
-        fault = Fault(
-            code="cancelled", message="the supervisor shut down before this ended", details={"reason": "drain"}
-        )
         for request in sorted(self.requests.values(), key=lambda each: each.sequence):
-            self._order_end(request, fault, now, effects)
+            self._order_end(request, refusals.cut_by_drain(), now, effects)
 
     def _finish_drain(self, now: Now, effects: list[Effect]) -> None:
         drain = self.drain
@@ -471,16 +443,7 @@ class Core:
             return
         if self.requests and drain.give_up_at is not None and now.monotonic >= drain.give_up_at:
             for request in list(self.requests.values()):
-                self._end(request, _unacknowledged(request), now, effects)
+                self._end(request, refusals.unacknowledged(request), now, effects)
         if not self.requests:
             drain.reported = True
             effects.append(Drained(drain.report(now.monotonic)))
-
-
-def _unacknowledged(request: Request) -> Fault:
-    """The fault of a call that was ordered to end and whose worker never said that it did."""
-    ending = request.ending or Fault(code="cancelled", message="ended")
-    if request.state is not State.PROCESSING:
-        return ending  # the worker never said that the call began: there is no outcome to doubt
-    message = f"{ending.message}; the worker did not acknowledge the end of the call, its outcome is unknown"
-    return Fault(code="interrupted", message=message, details=dict(ending.details))
