@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from callpool.manager import wire
-from callpool.manager.children import Child
+from callpool.manager.children import Child, spawn_with_pipe
 from callpool.manager.core.messages import Heartbeat, Ready, Retire
 from callpool.manager.link import Link
 
@@ -184,21 +184,17 @@ class Arbiter:
     # Spawning.
 
     def _spawn(self, slot: Slot) -> None:
-        ours, theirs = socket.socketpair()
         try:
-            slot.child = Child(
+            ours, slot.child = spawn_with_pipe(
                 self._target,
-                self._arguments(slot.number, theirs),
+                lambda pipe: self._arguments(slot.number, pipe),
                 name=f"callpool-worker-{slot.number}",
                 on_exit=lambda reason: self._on_exit(slot, reason),
             )
         except OSError as error:
-            ours.close()
             log.error("cannot spawn worker %s: %s", slot.number, error)  # noqa: TRY400 - the system's fault, not the code's
             self._plan_respawn(slot, f"could not be spawned: {error}")
             return
-        finally:
-            theirs.close()
         slot.state, slot.exit_reason = WorkerState.STARTING, None
         slot.spawned_at = slot.heard_at = self._loop.time()
         slot.link = Link(

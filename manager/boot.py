@@ -33,8 +33,10 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     secrets_descriptor: int
     ready_descriptor: int | None = None
     """Where one line of JSON says `Began` or the fault; None in the foreground, where a person reads the log."""
+    owner_pid: int | None = None
+    """The embedding process. It is watched besides the lifeline, which a child that it forks keeps open."""
     lifeline_descriptor: int | None = None
-    """Its end means that the embedding process has let go: drain."""
+    """A byte on it, or its end, means that the embedding process has let go: drain."""
 
 
 class Began(msgspec.Struct, frozen=True, kw_only=True, tag="began"):

@@ -1,26 +1,26 @@
 """A client's channel: many requests over one connection, told apart by their ids.
 
-    caller threads ──send──────────────► socket     at once, with whatever waits
-                   ──post──► [waiting] ─► socket    with others: at 64, when somebody waits for an answer, or soon
-    socket ──► whoever waits, or the background thread (`reading`) ──► on_events(list) … on_lost(error)
+    caller threads ──send──► [waiting] ──writer thread──► socket      what waits leaves together
+    caller threads ◄─wake── on_events ◄──reader thread──── socket     … and on_lost, once, at the end
 
-What is sent while another thread is writing leaves with that thread's next write.
+Callers only put messages into the list and sleep: Python delivers Ctrl-C to the main thread, at any line, and a thread that is
+interrupted between two lines of reading or writing would leave half a frame behind. (Callers that read for themselves save two
+changes of threads a round trip; tried, and given up for this.)
 
-Shared state: `_waiting`, `_writing`, `_closed`, under `_lock`; `_arrived` and `_framer`, of the one who reads.
+Shared state: `_waiting`, `_closed`, under `_lock`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from callpool.manager import wire
-from callpool.manager.errors import CallpoolError, ConnectionLost
-from callpool.manager.reading import PATIENCE, Reading, Sleeper
+from callpool.manager.errors import BadInput, CallpoolError, ConnectionLost, NotSerializable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +29,28 @@ if TYPE_CHECKING:
     from callpool.manager.proxy import WireConnection
 
 SERVICE_IDENT = "service"
-READ_BYTES = 64 * 1024
-POST_BATCH = 64
-"""Posted messages that leave without anybody waiting."""
+OPEN_DEADLINE = 10.0
+"""Seconds for the supervisor to open the channel after the handshake."""
+MAX_MESSAGE = wire.FRAME_LIMIT // 2
+
+
+class Sleeper:
+    """One waiting thread's bed: `sleep` returns when `wake` was called, before or meanwhile. Wake under the owner's lock."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self, seconds: float | None = None) -> bool:
+        """Until somebody wakes this thread, or so many seconds; whether it was woken."""
+        return self._lock.acquire(timeout=-1 if seconds is None else seconds)
+
+    def wake(self) -> None:
+        """End the sleep, or the next one."""
+        if self._lock.locked():
+            self._lock.release()
 
 
 class Channel:
@@ -40,151 +59,77 @@ class Channel:
     def __init__(
         self,
         connection: WireConnection,
-        lock: threading.Lock,
         *,
         on_events: Callable[[list[ClientEvent]], None],
         on_lost: Callable[[ConnectionLost], None],
     ) -> None:
-        """`lock` guards what `on_events` changes; sleepers of waiting threads are woken under it."""
         self._connection = connection
-        self._socket = connection.socket
-        self._framer, self._frames = connection.rest()
         self._on_events = on_events
         self._on_lost = on_lost
         self._lock = threading.Lock()
-        self._waiting: list[ClientMessage] = []
-        self._writing = False
+        self._waiting: list[msgspec.Raw] = []
         self._closed = False
-        self._arrived: deque[bytes] = deque()
-        self._posted = Sleeper()
-        seconds, fraction = divmod(PATIENCE, 1.0)
-        timeout = struct.pack("ll", int(seconds), int(fraction * 1_000_000))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-        self._reading = Reading(self._socket, lock, read_once=self._read_once)
+        self._something = Sleeper()
+        """Woken when there is something to write, or nothing ever again."""
         self._threads = [
-            threading.Thread(target=self._read_in_background, name="callpool-reader", daemon=True),
-            threading.Thread(target=self._write_in_background, name="callpool-writer", daemon=True),
+            threading.Thread(target=self._read, name="callpool-reader", daemon=True),
+            threading.Thread(target=self._write, name="callpool-writer", daemon=True),
         ]
 
     @staticmethod
     def open(connection: WireConnection) -> dict[str, Any]:
         """Turn a fresh connection into a channel; returns what the supervisor tells about itself."""
-        connection.send((SERVICE_IDENT, "open_channel", (), {}))
-        kind, value = connection.recv()
+        connection.socket.settimeout(OPEN_DEADLINE)
+        try:
+            connection.send((SERVICE_IDENT, "open_channel", (), {}))
+            kind, value = connection.recv()
+        except TimeoutError:
+            raise ConnectionLost(f"the supervisor opened no channel within {OPEN_DEADLINE:g} s") from None
+        connection.socket.settimeout(None)
         if kind != wire.KIND_RETURN:
             raise value if isinstance(value, CallpoolError) else ConnectionLost("the supervisor opened no channel")
         described: dict[str, Any] = value
         return described
 
     def start(self) -> None:
-        """Begin to read."""
+        """Begin to read and write."""
         for thread in self._threads:
             thread.start()
 
-    # Writing.
-
     def send(self, message: ClientMessage) -> None:
-        """Send a message now, with whatever waits. Returns when it is written, or left to the thread that writes."""
-        self._append(message)
-        self.flush()
-
-    def post(self, message: ClientMessage) -> None:
-        """Send a message soon, with others."""
-        waiting = self._append(message)
-        if waiting >= POST_BATCH:
-            self.flush()
-        elif waiting == 1:
-            with self._lock:
-                self._posted.wake()
-
-    def flush(self) -> None:
-        """Write what waits, unless another thread is at it."""
-        with self._lock:
-            if self._writing or not self._waiting:
-                return
-            self._writing = True
-        while True:
-            with self._lock:
-                batch, self._waiting = self._waiting, []
-                if not batch:
-                    self._writing = False
-                    return
-            self._write(batch)
-
-    def _append(self, message: ClientMessage) -> int:
+        """Send a message, with whatever else waits. Raises for what cannot be sent, and when the connection has ended."""
+        encoded = _encode(message)
         with self._lock:
             if self._closed:
                 raise ConnectionLost("the client is closed, or its connection to the supervisor broke")
-            self._waiting.append(message)
-            return len(self._waiting)
+            self._waiting.append(encoded)
+            self._something.wake()
 
-    def _write(self, batch: list[ClientMessage]) -> None:
-        try:
-            for data in wire.batches(batch):
-                self._socket.sendall(data)
-        except BaseException as error:
-            # Half a frame may be out, also when it was a Ctrl-C: nothing more can follow it.
+    def _write(self) -> None:
+        while True:
+            self._something.sleep()
             with self._lock:
-                self._writing = False
-            self._shut()
-            if isinstance(error, OSError):
-                raise ConnectionLost(f"the connection to the supervisor broke: {error}") from None
-            raise
+                if self._closed:
+                    return
+                batch, self._waiting = self._waiting, []
+            try:
+                for data in wire.batches(batch) if batch else ():
+                    self._connection.socket.sendall(data)
+            except OSError:
+                self._shut()  # the reader learns of it, and tells everybody
+                return
 
-    def _write_in_background(self) -> None:
-        """Send what was posted by threads that then waited for nothing."""
-        while not self._closed:
-            self._posted.sleep(None)
-            with contextlib.suppress(ConnectionLost):  # whoever reads learns of it, and tells everybody
-                self.flush()
-
-    # Reading.
-
-    def wait(self, ready: Callable[[], bool], sleeper: Sleeper, deadline: float | None) -> bool:
-        """Wait until `ready()`; false at the deadline. See `Reading.wait`."""
-        self.flush()
-        return self._reading.wait(ready, sleeper, deadline)
-
-    def _read_in_background(self) -> None:
-        self._reading.run_background()
-        self._connection.close()
-
-    def _read_once(self) -> bool:
-        """Receive and handle; false when the connection has ended."""
+    def _read(self) -> None:
+        why = ""
         try:
-            # One step for the interpreter: a Ctrl-C comes before it and nothing is taken, or after it and nothing is lost.
-            self._arrived.extend(map(self._socket.recv, (READ_BYTES,)))
-        except BlockingIOError:
-            return not self._closed
-        except OSError as error:
-            return self._end(f"the connection to the supervisor broke: {error}")
-        try:
-            return self._handle_arrived()
+            while True:
+                self._on_events(wire.decode(wire.client_events, self._connection.recv_frame(), "event"))
         except CallpoolError as error:
-            return self._end(error.message)
-        except BaseException:
-            self._end("interrupted while an answer was being taken")  # half of it may be lost
-            raise
-
-    def _handle_arrived(self) -> bool:
-        while self._frames:
-            self._on_events(wire.decode(wire.client_events, self._frames.pop(0), "event"))
-        while self._arrived:
-            data = self._arrived.popleft()
-            if not data:
-                return self._end("the supervisor closed the connection")
-            for body in self._framer.feed(data):
-                self._on_events(wire.decode(wire.client_events, body, "event"))
-        return True
-
-    # Ending.
-
-    def _end(self, why: str) -> bool:
-        """Nothing more will come: tell everybody. Always false."""
+            why = error.message
         if not self._shut():
             why = "the client was closed, or its connection to the supervisor broke"
+        self._connection.close()
         self._on_lost(ConnectionLost(why))
-        return False
 
     def _shut(self) -> bool:
         """Let nobody send any more; whether this was the first call."""
@@ -192,9 +137,11 @@ class Channel:
             if self._closed:
                 return False
             self._closed = True
-            self._posted.wake()
+            self._something.wake()
         with contextlib.suppress(OSError):  # the other side was first
-            self._socket.shutdown(socket.SHUT_RDWR)  # ends the receive of whoever reads
+            self._connection.socket.shutdown(
+                socket.SHUT_RDWR
+            )  # ends the receive of the reader, which closes the socket
         return True
 
     def close(self) -> None:
@@ -203,3 +150,14 @@ class Channel:
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(timeout=5.0)
+
+
+def _encode(message: ClientMessage) -> msgspec.Raw:
+    """The message's bytes; in the caller, so that what cannot be sent costs nobody else anything."""
+    try:
+        encoded = wire.encoder.encode(message)
+    except (TypeError, ValueError, OverflowError) as error:  # text that is no UTF-8 is a ValueError
+        raise NotSerializable(f"the message cannot be sent: {error}") from None
+    if len(encoded) > MAX_MESSAGE:
+        raise BadInput(f"the message has {len(encoded)} bytes, the limit is {MAX_MESSAGE}", limit=MAX_MESSAGE)
+    return msgspec.Raw(encoded)

@@ -7,11 +7,14 @@ follows the thread that spawned them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING, Any
 
 import multiprocess
+import multiprocess.connection  # `Process.join` imports it at its first call: not when descriptors have run out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +22,24 @@ if TYPE_CHECKING:
 UNKNOWN_STATUS = 255
 REAP_AGAIN = 0.002
 """Seconds between an exit's first sign (its descriptors close) and another look for its status, which comes a moment later."""
+
+
+def spawn_with_pipe(
+    target: Callable[..., None],
+    arguments: Callable[[socket.socket], Sequence[Any]],
+    *,
+    name: str,
+    on_exit: Callable[[str], None],
+) -> tuple[socket.socket, Child]:
+    """Spawn a child that is given one end of a socket pair; returns our end and the child. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    try:
+        return ours, Child(target, arguments(theirs), name=name, on_exit=on_exit)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
 
 
 class Child:
@@ -47,7 +68,8 @@ class Child:
     def send_signal(self, signum: signal.Signals) -> None:
         """Send a signal, unless it has exited: a number that was given back may name a stranger."""
         if not self._exited:
-            os.kill(self.pid, signum)
+            with contextlib.suppress(ProcessLookupError):  # somebody else's wait has reaped it
+                os.kill(self.pid, signum)
 
     def kill(self) -> None:
         """End it by force, unless it has exited."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from callpool.manager.channel import Channel
+from callpool.manager.channel import Channel, Sleeper
 from callpool.manager.core.catalogue import Catalogue
 from callpool.manager.core.messages import (
     PLACE_BYTES,
@@ -29,10 +28,9 @@ from callpool.manager.errors import ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.handle import Handle
 from callpool.manager.payload import build_submit
 from callpool.manager.proxy import connect as connect_wire
-from callpool.manager.reading import Sleeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -61,7 +59,8 @@ class Client:
         self._numbers = itertools.count(1)
         self._pid = os.getpid()
         prefix = os.urandom(8).hex()
-        self._request_ids = (f"req_{prefix}{number:08x}" for number in itertools.count(1))
+        self._prefix = f"req_{prefix}"
+        self._requests = itertools.count(1)
         connection = connect_wire(address)
         try:
             described = Channel.open(connection)
@@ -70,7 +69,7 @@ class Client:
             connection.close()
             raise
         self.client_id: str = described["client_id"]
-        self._channel = Channel(connection, self.lock, on_events=self._on_events, on_lost=self._on_lost)
+        self._channel = Channel(connection, on_events=self._on_events, on_lost=self._on_lost)
         self._channel.start()
 
     def __repr__(self) -> str:
@@ -91,7 +90,7 @@ class Client:
 
     def generate_request_id(self) -> str:
         """A request id that no other process and no restart will make."""
-        return next(self._request_ids)
+        return f"{self._prefix}{next(self._requests):08x}"
 
     def submit(
         self,
@@ -112,7 +111,7 @@ class Client:
         (BadInput and its subclasses, MetadataTooLarge, DuplicateRequest, CredentialMissing) and when the supervisor takes
         nothing more (QueueFull, ShuttingDown). Only a drain that begins in the same moment is told by `result()` instead.
         """
-        self._check_process()
+        self.check_process()
         submit = build_submit(
             self._catalogue,
             request_id=self.generate_request_id() if request_id is None else request_id,
@@ -140,11 +139,7 @@ class Client:
             handle.wait_accepted(ANSWER_DEADLINE)
             return handle
         handle.accept(None)
-        submit = msgspec.structs.replace(submit, acknowledge=False)
-        if len(self._handles) > 1:
-            self._channel.post(submit)  # others are under way: it can travel with them
-        else:
-            self._channel.send(submit)
+        self._channel.send(msgspec.structs.replace(submit, acknowledge=False))
         return handle
 
     def _use_place(self, submit: Submit) -> bool:
@@ -177,18 +172,20 @@ class Client:
 
     def ask(self, verb: str, *, _wait: float | None = ANSWER_DEADLINE, **arguments: Any) -> Any:
         """Call a verb of the service. Raises its error, or ConnectionLost after `_wait` seconds without an answer."""
-        self._check_process()
+        self.check_process()
         question = _Question()
-        deadline = None if _wait is None else time.monotonic() + _wait
         number = next(self._numbers)
         with self.lock:
             if self._lost is not None:
                 raise from_fault(self._lost.fault)
             self._asked[number] = question
-        self._channel.send(Ask(number, verb, arguments))
-        if not self._channel.wait(lambda: question.answered, question.sleeper, deadline):
+        try:
+            self._channel.send(Ask(number, verb, arguments))
+            question.sleeper.sleep(_wait)
+        finally:
             with self.lock:
                 self._asked.pop(number, None)
+        if not question.answered:
             raise ConnectionLost(f"the supervisor did not answer {verb!r} within {_wait:g} s: is it stopped?")
         if question.error is not None:
             raise question.error
@@ -196,14 +193,9 @@ class Client:
 
     # For handles.
 
-    def wait(self, ready: Callable[[], bool], sleeper: Sleeper, deadline: float | None) -> bool:
-        """Wait for events until `ready()`; false at the deadline (monotonic seconds)."""
-        self._check_process()
-        return self._channel.wait(ready, sleeper, deadline)
-
     def cancel_own(self, request_id: str) -> None:
         """Ask to end a request of this client."""
-        self._check_process()
+        self.check_process()
         self._channel.send(Cancel(request_id))
 
     def state_of(self, request_id: str) -> str:
@@ -258,7 +250,8 @@ class Client:
                 question.end(from_fault(error.fault))
             self._asked.clear()
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raise in a forked child: the connection, and perhaps a lock that was held, are its parent's."""
         if os.getpid() != self._pid:
             raise ConnectionLost(
                 "this client belongs to the process that made it: call callpool.connect() in the child"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from callpool.manager.channel import Sleeper
 from callpool.manager.errors import BadInput, ResultTimeout, from_fault
-from callpool.manager.reading import Sleeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,14 +174,20 @@ class Handle:
             raise from_fault(self._done.fault)
 
     def _wait(self, deadline: float | None, seconds: float | None, ready: Callable[[], bool]) -> None:
+        self._client.check_process()
         sleeper = Sleeper()
-        with self._client.lock:
-            self._waiters.append(sleeper)
         try:
-            in_time = self._client.wait(ready, sleeper, deadline)
+            with self._client.lock:
+                self._waiters.append(sleeper)
+            while not (in_time := ready()):
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                sleeper.sleep(left)
         finally:
             with self._client.lock:
-                self._waiters.remove(sleeper)
+                if sleeper in self._waiters:
+                    self._waiters.remove(sleeper)
         if not in_time:
             raise ResultTimeout(f"{self.request_id} has not ended after {seconds:g} s; it goes on", seconds=seconds)
 

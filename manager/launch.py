@@ -75,6 +75,7 @@ class Plan:
             secrets_descriptor=self._secrets,
             ready_descriptor=ready,
             lifeline_descriptor=lifeline,
+            owner_pid=os.getpid() if lifeline is not None else None,
         )
         document = memory_file("callpool-boot", msgspec.msgpack.encode(boot))
         # -P: a file called callpool.py, or an own `tools` folder, in the working directory must not be imported.
@@ -85,8 +86,10 @@ class Plan:
         return command, inherited
 
     def close(self) -> None:
-        """Close the key file in this process."""
-        os.close(self._secrets)
+        """Close the key file in this process. Idempotent."""
+        if self._secrets >= 0:
+            os.close(self._secrets)
+            self._secrets = -1
 
 
 def plan(source: config.Source, environ: Mapping[str, str]) -> Plan:
@@ -112,7 +115,7 @@ def run_in_foreground(prepared: Plan) -> NoReturn:
 
 def start_detached(prepared: Plan) -> Began:
     """Start a daemon in a session of its own, and wait until it is ready. Raises what kept it from starting."""
-    with prepared.log_path.open("ab") as log:
+    with contextlib.closing(prepared), prepared.log_path.open("ab") as log:
         process, ready = _spawn(prepared, "detached", lifeline=None, log=log.fileno())
     try:
         return _await_ready(process, ready, prepared.log_path)
@@ -134,7 +137,7 @@ class Embedded:
             ours, theirs = os.pipe()
             self._lifeline = theirs
             try:
-                with prepared.log_path.open("ab") as log:
+                with contextlib.closing(prepared), prepared.log_path.open("ab") as log:
                     self._process, ready = _spawn(prepared, "embedded", lifeline=ours, log=log.fileno())
             finally:
                 os.close(ours)
@@ -158,6 +161,8 @@ class Embedded:
         """Let go, and wait for the drain to end; kill what outlives its deadline. Idempotent."""
         if self._lifeline < 0:
             return
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+            os.write(self._lifeline, b"x")  # closing alone is not heard while a forked child holds a copy
         os.close(self._lifeline)
         self._lifeline = -1
         try:
@@ -231,7 +236,9 @@ def _await_ready(process: subprocess.Popen[bytes], ready: int, log_path: Path) -
 
 def _read_before(deadline: float, ready: int, log_path: Path) -> bytes:
     left = deadline - time.monotonic()
-    if left > 0 and select.select([ready], [], [], left)[0]:
+    poller = select.poll()  # select() knows no descriptor above 1,023
+    poller.register(ready, select.POLLIN)
+    if left > 0 and poller.poll(left * 1000):
         return os.read(ready, 65536)
     message = f"the supervisor was not ready after {READY_DEADLINE:.0f} s:\n{_last_words(log_path)}"
     raise StartFailed(message, log=str(log_path))

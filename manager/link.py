@@ -50,6 +50,8 @@ class Link:
         self._unsent = 0
         self._flush_waiters: list[asyncio.Future[None]] = []
         self._open = True
+        self._mute = False
+        """Nothing can be sent any more, though there may be something to read."""
         self._loop.add_reader(connected.fileno(), self._readable)
 
     @property
@@ -66,18 +68,18 @@ class Link:
     def flush(self) -> None:
         """Send now what this turn has brought so far."""
         batch, self._batch = self._batch, []
-        if not self._open:
+        if not self._open or self._mute:
             return
         if batch:
             for data in wire.batches(batch):
                 self._write(data)
-        if not self._backlog:
+        if not self._backlog and not self._mute:
             self._wake_waiters()
 
     def flushed(self) -> asyncio.Future[None]:
         """Done when all that was sent before is in the kernel, where this process's death cannot take it back."""
         future: asyncio.Future[None] = self._loop.create_future()
-        if self._batch or self._backlog:
+        if self._batch or self._backlog or self._mute:
             self._flush_waiters.append(future)
         else:
             future.set_result(None)
@@ -98,15 +100,28 @@ class Link:
         while self._open and self._readable():
             pass
 
+    def _fall_silent(self) -> None:
+        """The other side reads no more. What it had sent may still lie here, so the reader goes on to the end of the pipe.
+
+        Whoever waits for `flushed` waits on: nothing is in the kernel, and the end of the pipe follows at once.
+        """
+        self._mute = True
+        if self._backlog:
+            self._loop.remove_writer(self._socket.fileno())
+            self._backlog.clear()
+        self._unsent = 0
+
     def _write(self, data: bytes) -> None:
         sent = 0
+        if self._mute:
+            return
         if not self._backlog:
             try:
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
-            except OSError as error:
-                self._end(error.strerror or "the pipe broke")
+            except OSError:
+                self._fall_silent()
                 return
             if sent == len(data):
                 return
@@ -121,8 +136,8 @@ class Link:
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError as error:
-                self._end(error.strerror or "the pipe broke")
+            except OSError:
+                self._fall_silent()
                 return
             self._unsent -= sent
             if sent < len(data):

@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from callpool.manager.arbiter import BACKOFF_FIRST, BACKOFF_LIMIT, HEALTHY_AFTER
-from callpool.manager.children import Child
+from callpool.manager.children import Child, spawn_with_pipe
 from callpool.manager.core.messages import Endpoint
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ModelHost:
         self._on_endpoint = on_endpoint
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
-        self._child: Child | None = None
+        self.child: Child | None = None
         self._pipe: socket.socket | None = None
         self._said = b""
         self._failures = 0
@@ -65,22 +65,22 @@ class ModelHost:
     @property
     def pid(self) -> int | None:
         """Process id, or None between two processes."""
-        return self._child.pid if self._child is not None else None
+        return self.child.pid if self.child is not None else None
 
     def start(self) -> None:
         """Spawn the server. Call it from the main thread."""
         self._spawned_at = self._loop.time()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
         try:
-            name = f"callpool-model-{self.provider}"
-            self._child = Child(self._target, (self._options, theirs), name=name, on_exit=self._exited)
+            ours, self.child = spawn_with_pipe(
+                self._target,
+                lambda pipe: (self._options, pipe),
+                name=f"callpool-model-{self.provider}",
+                on_exit=self._exited,
+            )
         except OSError as error:
-            ours.close()
             self._plan_restart(f"could not be spawned: {error}")
             return
-        finally:
-            theirs.close()
+        ours.setblocking(False)
         self._pipe, self._said = ours, b""
         self._loop.add_reader(ours.fileno(), self._readable)
         self._timers.append(self._loop.call_later(LOAD_DEADLINE, self._too_slow))
@@ -89,10 +89,10 @@ class ModelHost:
         """End the server: its pipe ends, and it goes at once. Returns when it has been reaped."""
         self._stopping = True
         self._cancel_timers()
-        if self._child is None:
+        if self.child is None:
             return
         self._close_pipe()
-        self._timers.append(self._loop.call_later(STOP_GRACE, self._child.kill))
+        self._timers.append(self._loop.call_later(STOP_GRACE, self.child.kill))
         await self._ended.wait()
 
     def describe(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class ModelHost:
         self._readable()  # its last words may still lie in the pipe
         self._close_pipe()
         self._cancel_timers()
-        self._child, self.endpoint = None, None
+        self.child, self.endpoint = None, None
         if self._stopping:
             self._ended.set()
         else:
@@ -157,8 +157,8 @@ class ModelHost:
 
     def _too_slow(self) -> None:
         log.error("the model server of %s was not ready after %.0f s: ending it", self.provider, LOAD_DEADLINE)
-        if self._child is not None:
-            self._child.kill()
+        if self.child is not None:
+            self.child.kill()
 
     def _close_pipe(self) -> None:
         if self._pipe is not None:

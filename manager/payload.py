@@ -112,5 +112,5 @@ def encode_metadata(metadata: Mapping[str, Any] | None) -> bytes:
         raise BadInput(f"metadata must be a mapping, got {type(metadata).__name__}", param="metadata")
     try:
         return json.dumps(dict(metadata), default=str).encode()
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001 - `default=str` runs code of the caller's values
         raise NotSerializable(f"metadata cannot be written as JSON: {error}", param="metadata") from None

@@ -152,7 +152,8 @@ def _connect(address: str, deadline: float) -> socket.socket:
 
 
 def _shake_hands(connected: socket.socket, key: bytes, deadline: float) -> WireConnection:
-    label = f"{Path(sys.argv[0]).name if sys.argv and sys.argv[0] else 'python'}:{os.getpid()}"
+    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    label = f"{program.encode('utf-8', 'replace').decode()}:{os.getpid()}"
     handshake = wire.ClientHandshake(key, os.urandom(wire.NONCE_BYTES), label)
     connection = WireConnection(connected, "", [])
     try:

@@ -7,7 +7,7 @@
 Shared state and its owner:
 
     _core       every request, session, slot and counter; touched only under `_lock`
-    _waiters    request id → future of a lockstep `call`; event loop's thread only
+    _waiters    (client, request id) → future of a lockstep `call`; event loop's thread only
     _timer      the armed tick; event loop's thread only
 """
 
@@ -131,7 +131,7 @@ class Service:
         self._started = clock()
         boot = os.urandom(4).hex()
         self._session_ids = (f"session_{boot}{number:08x}" for number in itertools.count(1))
-        self._waiters: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._waiters: dict[tuple[str, str], asyncio.Future[dict[str, Any]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[str, Any], Any]]] = {
@@ -212,7 +212,7 @@ class Service:
 
     def _perform(self, effect: Effect) -> None:
         if type(effect) is ToClient:
-            if self._waiters and self._answer_waiter(effect.message):
+            if self._waiters and self._answer_waiter(effect.client, effect.message):
                 return
             self._outlets.to_client(effect.client, effect.message)
         elif type(effect) is ToWorker:
@@ -266,20 +266,20 @@ class Service:
         """Submit and wait for the end: for plain proxies, one request at a time."""
         submit = Submit(*msgspec.structs.astuple(arguments))
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        if submit.request_id in self._waiters:
+        if (client, submit.request_id) in self._waiters:
             raise BadInput(f"a call with the id {submit.request_id!r} is being waited for", param="request_id")
-        self._waiters[submit.request_id] = future
+        self._waiters[client, submit.request_id] = future
         self._apply([Submitted(client, submit, next(self._session_ids))])
         return future
 
-    def _answer_waiter(self, message: ClientEvent) -> bool:
+    def _answer_waiter(self, client: str, message: ClientEvent) -> bool:
         """Give a message to the lockstep call that waits for it; whether there was one."""
         request_id = getattr(message, "request_id", None)
-        future = self._waiters.get(request_id) if request_id is not None else None
+        future = self._waiters.get((client, request_id)) if request_id is not None else None
         if future is None or request_id is None:
             return False
         if isinstance(message, (Done, Rejected)):
-            del self._waiters[request_id]
+            del self._waiters[client, request_id]
             if future.cancelled():
                 return True
             if message.fault is not None:

@@ -25,8 +25,10 @@ from callpool.manager import wire
 from callpool.manager.arbiter import Arbiter
 from callpool.manager.composition import build_core, model_options
 from callpool.manager.core.messages import Endpoint
+from callpool.manager.errors import CallpoolError
 from callpool.manager.exits import Exit
 from callpool.manager.model_host import ModelHost
+from callpool.manager.peers import open_pidfd
 from callpool.manager.private import write_private_file
 from callpool.manager.server import ManagerServer
 from callpool.manager.service import Service
@@ -65,6 +67,8 @@ class Supervisor:
         self._drain_waiters: list[asyncio.Future[dict[str, Any]]] = []
         self._signals = 0
         self._is_ready = False
+        self._watched: list[int] = []
+        """Descriptors that tell of the embedding process's end."""
         self.service = Service(build_core(boot), self, address=boot.socket)
         key = os.urandom(wire.KEY_BYTES)
         write_private_file(self._runtime / KEY_FILE, key)
@@ -101,8 +105,7 @@ class Supervisor:
         """Serve until drained. Returns the exit status."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._on_signal, signum)
-        if self._boot.lifeline_descriptor is not None:
-            self._loop.add_reader(self._boot.lifeline_descriptor, self._on_lifeline_end)
+        self._watch_owner()
         for host in self.model_hosts:
             self.service.close_account(host.provider, "its model server is starting")
         self.arbiter.start()
@@ -131,7 +134,10 @@ class Supervisor:
         for waiter in self._drain_waiters:
             if not waiter.done():
                 waiter.set_result(plain)
-        write_private_file(Path(self._boot.home) / DRAIN_REPORT_FILE, msgspec.json.encode(plain))
+        try:
+            write_private_file(Path(self._boot.home) / DRAIN_REPORT_FILE, msgspec.json.encode(plain))
+        except (OSError, CallpoolError) as error:  # a full disk must not keep us from ending in order
+            log.warning("the drain report cannot be kept: %s", error)
         log.info("drained: %s", msgspec.json.encode(plain).decode())
 
     # Outlets of the service.
@@ -206,17 +212,30 @@ class Supervisor:
             self._kill_everything()
 
     def _kill_everything(self) -> None:
-        for pid in [slot.pid for slot in self.arbiter.slots] + [host.pid for host in self.model_hosts]:
-            if pid is not None:
-                os.kill(pid, signal.SIGKILL)
+        for child in [slot.child for slot in self.arbiter.slots] + [host.child for host in self.model_hosts]:
+            if child is not None:
+                child.kill()
         self.server.stop_listening()
         os._exit(Exit.KILLED)
 
-    def _on_lifeline_end(self) -> None:
-        if self._boot.lifeline_descriptor is not None:
-            self._loop.remove_reader(self._boot.lifeline_descriptor)
+    def _on_owner_gone(self) -> None:
+        for descriptor in self._watched:
+            self._loop.remove_reader(descriptor)
+            os.close(descriptor)
+        self._watched.clear()
         log.info("the embedding process has let go: draining")
         self.service.begin_drain(self._settings.supervisor.shutdown_timeout)
+
+    def _watch_owner(self) -> None:
+        """An embedded supervisor ends with its owner: when the lifeline says so, or the owner's process is gone."""
+        if self._boot.lifeline_descriptor is None or self._boot.owner_pid is None:
+            return
+        self._watched.append(self._boot.lifeline_descriptor)
+        pidfd = open_pidfd(self._boot.owner_pid)
+        if pidfd is not None:
+            self._watched.append(pidfd)
+        for descriptor in self._watched:
+            self._loop.add_reader(descriptor, self._on_owner_gone)
 
     # What children are given.
 

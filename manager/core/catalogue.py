@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_TIMEOUT = 86_400.0
 """Seconds: a day. A longer wait for one answer is a mistake in a unit."""
+MAX_MODEL_NAME = 200
+"""Characters; the same as in the configuration."""
 MAX_PAYLOAD = 8 * 1024 * 1024
 """Bytes of one request's payload: room for a context window of a million tokens, or a few images."""
 
@@ -60,6 +62,8 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
         entry = self.providers.get(submit.provider)
         if entry is None:
             return _unknown("provider", submit.provider, self.providers)
+        if len(submit.model) > MAX_MODEL_NAME:
+            return bad_input("model", f"has {len(submit.model)} characters, the limit is {MAX_MODEL_NAME}")
         if submit.model not in entry.models and not entry.any_model:
             return _unknown("model", submit.model, entry.models, of=f" of provider {submit.provider!r}")
         if entry.refusal is not None:

@@ -198,7 +198,7 @@ class Core:
         if (fault := self.sessions.refuse_metadata(len(event.submit.metadata))) is not None:
             return fault
         if not promised and not self._has_queue_room(len(event.submit.payload)):
-            return refusals.queue_full(self.scheduler)
+            return refusals.queue_full(self.scheduler, self.places.total)
         return None
 
     def _has_queue_room(self, payload_bytes: int) -> bool:

@@ -1,7 +1,7 @@
 """Places in the queue that are promised to clients in advance, so that a submit need not wait for an answer.
 
 A submit that uses a place cannot be refused for a full queue. A client gets places when it joins and as it uses them, as
-long as what waits and what is promised fill at most half of the queue; beyond that its submits ask and wait for an answer.
+long as what waits and what is promised fill at most a quarter of the queue; beyond that its submits ask and wait for an answer.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from callpool.manager.core.messages import PLACE_BYTES
 if TYPE_CHECKING:
     from callpool.manager.core.scheduler import Scheduler
 
-WINDOW = 256
+WINDOW = 128
 """Places that one client holds at most: what it can submit in the time of a round trip."""
-SHARE = 0.5
+SHARE = 0.25
 """Part of the queue that promises may fill together with what waits."""
 
 

@@ -34,15 +34,15 @@ def duplicate(request_id: str) -> Fault:
     )
 
 
-def queue_full(scheduler: Scheduler) -> Fault:
+def queue_full(scheduler: Scheduler, promised: int) -> Fault:
     """No place in the queue."""
     waiting, limit = len(scheduler), scheduler.max_requests
     return Fault(
         code="queue_full",
-        message=f"The queue is full: {waiting} requests wait (limit {limit} requests, "
-        f"{scheduler.queued_bytes} of {scheduler.max_bytes} bytes)",
+        message=f"The queue is full: {waiting} requests wait and {promised} places are promised to clients "
+        f"(limit {limit} requests; {scheduler.queued_bytes} of {scheduler.max_bytes} bytes)",
         hint="submit later, or raise max_queued_requests",
-        details={"waiting": waiting, "limit": limit, "queued_bytes": scheduler.queued_bytes},
+        details={"waiting": waiting, "promised": promised, "limit": limit, "queued_bytes": scheduler.queued_bytes},
     )
 
 

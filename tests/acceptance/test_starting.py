@@ -110,6 +110,33 @@ def test_an_embedded_supervisor_ends_with_its_process_however_that_ends() -> Non
         eventually(lambda: not alive(family), within=5.0, why="the embedded supervisor outlives its process")
 
 
+@pytest.mark.parametrize("way", ["leaves the block", "is killed"])
+def test_a_forked_child_does_not_keep_an_embedded_supervisor_alive(way: str) -> None:
+    """A child that its process forks holds a copy of every descriptor, the lifeline too."""
+    forking = """
+import os, sys, callpool
+config = {"providers": {"fake": {"kind": "scripted", "models": {"m": {}}}}}
+with callpool.start(config) as client:
+    print(client.status()["pid"], flush=True)
+    if os.fork() == 0:
+        os.close(1)
+        sys.stdin.read()
+        os._exit(0)
+    if sys.argv[1] == "is killed":
+        os.kill(os.getpid(), 9)
+print("left", flush=True)
+os._exit(0)
+"""
+    command = [sys.executable, "-Ic", forking, way]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        supervisor = psutil.Process(int(owner.stdout.readline()))
+        family = [supervisor, *supervisor.children(recursive=True)]
+        eventually(
+            lambda: not alive(family), within=5.0, why="the embedded supervisor lives as long as the forked child"
+        )
+
+
 def test_two_embedded_supervisors_live_side_by_side() -> None:
     with callpool.start(scripted()) as one, callpool.start(scripted()) as two:
         assert one.address != two.address

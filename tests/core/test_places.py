@@ -64,31 +64,31 @@ def test_a_client_that_joins_is_promised_a_window_and_gets_more_as_it_uses_it() 
     assert len(room.core.scheduler) == 3 * WINDOW
 
 
-def test_promises_stop_at_half_of_the_queue_and_asking_goes_on_to_its_end() -> None:
+def test_promises_stop_at_a_quarter_of_the_queue_and_asking_goes_on_to_its_end() -> None:
     room = Room(max_requests=100, max_bytes=1 << 30)
     room.join("c1")
     room.join("c2")
-    assert (room.places["c1"], room.places["c2"]) == (50, 0)
-    taken = [room.submit("c2", ask=True) for _ in range(60)]
-    assert taken == [True] * 50 + [False] * 10, "what is promised to c1 is not given to c2"
-    assert all(room.submit("c1", ask=False) for _ in range(50))
+    assert (room.places["c1"], room.places["c2"]) == (25, 0)
+    taken = [room.submit("c2", ask=True) for _ in range(80)]
+    assert taken == [True] * 75 + [False] * 5, "what is promised to c1 is not given to c2"
+    assert all(room.submit("c1", ask=False) for _ in range(25))
     assert not room.submit("c1", ask=False), "without a place a submit is refused like any other"
 
 
 def test_promises_are_bounded_in_bytes_too() -> None:
     room = Room(max_requests=10_000, max_bytes=10 * PLACE_BYTES)
     room.join("c1")
-    assert room.places["c1"] == 5
-    assert all(room.submit("c1", ask=False, size=PLACE_BYTES) for _ in range(5))
-    assert not room.submit("c1", ask=True, size=5 * PLACE_BYTES + 1)
-    assert room.submit("c1", ask=True, size=5 * PLACE_BYTES)
+    assert room.places["c1"] == 2
+    assert all(room.submit("c1", ask=False, size=PLACE_BYTES) for _ in range(2))
+    assert not room.submit("c1", ask=True, size=8 * PLACE_BYTES + 1)
+    assert room.submit("c1", ask=True, size=8 * PLACE_BYTES)
 
 
 def test_a_place_does_not_hold_a_large_payload() -> None:
-    room = Room(max_requests=2, max_bytes=4 * PLACE_BYTES)
+    room = Room(max_requests=4, max_bytes=8 * PLACE_BYTES)
     room.join("c1")
     assert room.places["c1"] == 1
-    assert not room.submit("c1", ask=False, size=4 * PLACE_BYTES), (
+    assert not room.submit("c1", ask=False, size=8 * PLACE_BYTES), (
         "it is no use of the place, and there is no room beside it"
     )
 
@@ -99,7 +99,7 @@ def test_a_client_that_leaves_gives_its_promises_back() -> None:
     room.leave("c1")
     assert room.core.places.total == 0
     room.join("c2")
-    assert room.places["c2"] == 50
+    assert room.places["c2"] == 25
 
 
 @pytest.mark.parametrize("event", [DrainAsked(10.0), CutAsked()])

@@ -139,16 +139,27 @@ def test_garbage_ends_the_pipe(garbage: bytes) -> None:
     _run(test)
 
 
-def test_sending_to_a_dead_peer_ends_the_pipe_and_wakes_who_waits() -> None:
+@pytest.mark.parametrize("backlog", [0, 4_000_000])
+def test_sending_to_a_dead_peer_loses_nothing_that_it_had_sent(backlog: int) -> None:
+    """A worker reports and dies; before the report is read, the supervisor sends it another order and fails."""
+
     async def test(ends: Ends) -> None:
         loop = asyncio.get_running_loop()
-        loop.remove_reader(ends.raw.fileno())
-        ends.worker.send(Finished("r1", 1, b"x" * 4_000_000))
-        flushed = ends.worker.flushed()
+        loop.remove_reader(ends.raw.fileno())  # the supervisor has not come to read yet
+        ends.worker.send(Finished("r1", 1, b"last words"))
+        ends.worker.flush()
+        if backlog:
+            ends.supervisor.send(Dispatch("r0", 1, "p", "m", 1.0, False, b"x" * backlog))
+            ends.supervisor.flush()
+        ends.worker.close()
+        ends.supervisor.send(CancelCall("r2", 1))
+        ends.supervisor.flush()
+        flushed = ends.supervisor.flushed()
         await asyncio.sleep(0)
-        ends.raw.shutdown(socket.SHUT_RDWR)
-        await flushed
-        assert ends.ended
+        assert not flushed.done(), "nothing of it is in the kernel"
+        ends.supervisor.read_rest()
+        assert [report.request_id for report in ends.reports] == ["r1"]
+        assert len(ends.ended) == 1
 
     _run(test)
 
