@@ -22,7 +22,7 @@ from tests.acceptance.running import HANG, HELLO, Running, detached, eventually,
 
 @pytest.fixture
 def supervisor() -> Iterator[Running]:
-    with detached(scripted()) as running:
+    with detached(scripted(m={"reply": "hello"}, slow={"delay": 0.5})) as running:
         yield running
         with running.connect() as client:  # whatever the test did: the door still opens, and nothing leaked
             assert client.submit(provider="fake", model="m", messages=HELLO).result(HANG)["content"] == "hello"
@@ -234,3 +234,19 @@ def test_a_stopped_supervisor_is_not_waited_for_for_ever(supervisor: Running, mo
             supervisor.connect()
     finally:
         supervisor.process.resume()
+
+
+def test_a_lockstep_call_and_a_submit_with_the_same_id_do_not_swap_answers(supervisor: Running, address: str) -> None:
+    """The second is refused in its own connection; the first gets its own answer."""
+    payload = b'{"messages":[{"role":"user","content":"hello"}]}'
+    connection = proxy.connect(address)
+    with supervisor.connect() as client:
+        connection.send(
+            ("service", "call", (), {"request_id": "same", "provider": "fake", "model": "slow", "payload": payload})
+        )
+        eventually(lambda: client.status()["sessions"]["active_sessions"] == 1)
+        with pytest.raises(callpool.DuplicateRequest):
+            client.submit(provider="fake", model="m", messages=HELLO, request_id="same")
+    kind, answer = connection.recv()
+    connection.close()
+    assert (kind, answer["state"]) == (wire.KIND_RETURN, "completed")

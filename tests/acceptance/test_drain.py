@@ -139,3 +139,15 @@ def test_an_idle_supervisor_drains_at_once_and_leaves_nothing(base_folder: Path)
     assert sorted(path.name for path in (base_folder / "run").iterdir()) == ["supervisor.lock"]
     with pytest.raises(callpool.NotRunning):
         callpool.connect()
+
+
+def test_a_report_that_cannot_be_written_does_not_stop_the_shutdown(base_folder: Path) -> None:
+    with detached(scripted()) as supervisor:
+        family = supervisor.family()
+        (base_folder / "home" / "drain-report.json").mkdir()  # something is in the way
+        with supervisor.connect() as client:
+            assert client.drain(wait=HANG)["finished"] == 0
+        supervisor.ended()
+        eventually(lambda: not alive(family), within=5.0)
+    assert sorted(path.name for path in (base_folder / "run").iterdir()) == ["supervisor.lock"]
+    assert "drain report cannot be kept" in (base_folder / "home" / "logs" / "supervisor.log").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -167,6 +168,25 @@ def test_a_death_noticed_by_somebody_elses_wait_is_still_a_death() -> None:
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)  # noqa: ASYNC222 - it is dead or about to be: this steals its status
+        await _until(lambda: events.count("up") == 2)
+
+    _run(targets.good, test)
+
+
+def test_a_worker_that_dies_while_descriptors_have_run_out_is_replaced_when_they_are_back() -> None:
+    async def test(subject: Arbiter, events: Events) -> None:
+        await _until(lambda: events.count("up") == 1)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))  # not one more
+        try:
+            pid = subject.slots[0].pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await _until(lambda: "could not be spawned" in (subject.slots[0].last_reason or ""))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await _until(lambda: events.count("up") == 2)
 
     _run(targets.good, test)
