@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python -I
 PIP := $(RUN) -m pip --quiet --disable-pip-version-check --no-input
 QUICK := not slow and not storm and not live
 # What every further interpreter runs: the pure core, the house itself, and one call from end to end.
-CORE := $(wildcard tests/core tests/manager/core tests/house tests/smoke)
+CORE := tests/core tests/house tests/smoke
 
 .PHONY: help
 help: ## list the targets

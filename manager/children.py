@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import multiprocess
 import multiprocess.connection  # `Process.join` imports it at its first call: not when descriptors have run out
+from multiprocess import resource_tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ class Child:
         process = multiprocess.get_context("spawn").Process(
             target=target, args=tuple(arguments), name=name, daemon=True
         )
+        resource_tracker.ensure_running()  # it unblocks the two signals when it starts: so before we block them
         # Between its start and the line where it ignores them, SIGINT and SIGTERM would end it: they wait instead.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:

@@ -107,6 +107,7 @@ class Client:
         """Submit one request; returns when the supervisor has taken it. It waits in the queue while the pool is full.
 
         `timeout` is in seconds for the call itself (default: the model's, the provider's, then the supervisor's setting);
+        `metadata` is written as JSON, with `str()` for what JSON has no form for; its size counts against the limit.
         `parameters` go to the provider as they are (`temperature`, `max_tokens`, `tools`, …). Raises at once for bad input
         (BadInput and its subclasses, MetadataTooLarge, DuplicateRequest, CredentialMissing) and when the supervisor takes
         nothing more (QueueFull, ShuttingDown). Only a drain that begins in the same moment is told by `result()` instead.

@@ -15,7 +15,7 @@ import msgspec
 
 from callpool.manager import logs
 from callpool.manager.boot import Began, Boot, read_memory_file
-from callpool.manager.errors import AlreadyRunning, CallpoolError, UnsafePath, to_fault
+from callpool.manager.errors import AlreadyRunning, CallpoolError, StartFailed, UnsafePath, to_fault
 from callpool.manager.exits import Exit
 from callpool.manager.locks import InstanceLock, KeyLocks
 
@@ -44,6 +44,11 @@ def run(boot_descriptor: int) -> int:
         log.error("cannot start: %s%s", error.message, f" ({error.hint})" if error.hint else "")  # noqa: TRY400 - no defect
         _tell(boot, error)
         return _exit_of(error)
+    except OSError as error:
+        failed = StartFailed(f"{error.filename or boot.home}: {error.strerror or error}")
+        log.error("cannot go on: %s", failed.message)  # noqa: TRY400 - the system's fault, not the code's
+        _tell(boot, failed)
+        return Exit.FAILED
     except Exception as error:
         log.exception("the supervisor ended by a defect")
         _tell(boot, error)
@@ -62,7 +67,10 @@ def _serve(boot: Boot) -> int:
         async def live() -> Exit:
             supervisor = Supervisor(boot, on_ready=lambda address: _ready(boot, address))
             gc.freeze()  # what was imported stays: the collector need not look at it again
-            return await supervisor.run()
+            status = await supervisor.run()
+            if not supervisor.was_ready and boot.mode != "foreground":
+                raise StartFailed("the supervisor was told to stop while it started")
+            return status
 
         return _run_loop(live)
 

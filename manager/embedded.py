@@ -10,7 +10,7 @@ from callpool.manager import paths
 from callpool.manager.client import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import TracebackType
 
     from callpool.manager.config import Source
 
@@ -25,18 +25,34 @@ def default_address() -> str:
     return str(paths.socket_path(paths.runtime_dir(os.environ), explicit=bool(os.environ.get("CALLPOOL_RUNTIME_DIR"))))
 
 
-@contextlib.contextmanager
-def start(config: Source = None) -> Iterator[Client]:
-    """Run an embedded supervisor for the length of a `with` block; yields a connected client.
+class start:  # noqa: N801 - used like a function: `with callpool.start(config) as client:`
+    """Run an embedded supervisor for the length of a `with` block; the block gets a connected client.
 
     The supervisor is a process of its own and belongs to this one: it drains and ends with the block, or with this
     process. Other processes connect to it by `client.address`. `config` is a path or a dict like the TOML file.
     """
-    from callpool.manager.launch import Embedded  # noqa: PLC0415 - `connect` needs none of it
 
-    supervisor = Embedded(config, os.environ)
-    try:
-        with Client(supervisor.address) as client:
-            yield client
-    finally:
-        supervisor.close()
+    def __init__(self, config: Source = None) -> None:
+        self._config = config
+        self._running: contextlib.ExitStack | None = None
+
+    def __enter__(self) -> Client:
+        """Start the supervisor and connect to it."""
+        from callpool.manager.launch import Embedded  # noqa: PLC0415 - `connect` needs none of it
+
+        if self._running is not None:
+            raise RuntimeError("this supervisor is running already: call callpool.start() again for another one")
+        with contextlib.ExitStack() as stack:
+            supervisor = Embedded(self._config, os.environ)
+            stack.callback(supervisor.close)
+            client = stack.enter_context(Client(supervisor.address))
+            self._running = stack.pop_all()
+        return client
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the client, and let the supervisor drain and end."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.close()

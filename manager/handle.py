@@ -115,7 +115,10 @@ class Handle:
         return None
 
     def __iter__(self) -> Iterator[Chunk]:
-        """The text, piece by piece, as it comes; of a request without `stream`, in one piece. Raises like `result`."""
+        """The text, piece by piece, as it comes; of a request without `stream`, in one piece. Raises like `result`.
+
+        A piece may be empty: it is there for its `raw`, which may hold reasoning, a tool call or the finish reason.
+        """
         while True:
             while self._chunks:
                 piece = msgspec.json.decode(self._chunks.popleft())

@@ -115,4 +115,11 @@ def _is_ours(directory: Path) -> bool:
 
 def _home(environ: Mapping[str, str]) -> Path:
     home = environ.get("HOME", "")
-    return Path(home if home.startswith("/") else pwd.getpwuid(os.geteuid()).pw_dir)
+    if home.startswith("/"):
+        return Path(home)
+    try:
+        return Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError:  # a container's user that no file knows
+        raise ConfigError(
+            "there is no home directory", param="HOME", hint="set HOME, or CALLPOOL_HOME and CALLPOOL_RUNTIME_DIR"
+        ) from None

@@ -74,6 +74,10 @@ def _check_messages(messages: object) -> None:
             )
         if not isinstance(message.get("role"), str):
             raise BadInput(f"messages[{index}].role must be a string", param=f"messages[{index}].role")
+        content = message.get("content")
+        if content is not None and not isinstance(content, (str, list, tuple)):
+            param = f"messages[{index}].content"
+            raise BadInput(f"{param} must be text or a list of parts, got {type(content).__name__}", param=param)
 
 
 def encode_payload(body: Mapping[str, Any]) -> bytes:

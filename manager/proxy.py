@@ -95,6 +95,8 @@ def connect(address: str, authkey: bytes | None = None) -> WireConnection:
     Raises NotRunning, HandshakeFailed or UnsafePath. Without `authkey` the key is read from the file beside the socket.
     """
     deadline = time.monotonic() + wire.HANDSHAKE_DEADLINE
+    if not os.path.lexists(address):
+        raise not_running(address)
     try:
         check_private_dir(Path(address).parent)
     except (FileNotFoundError, NotADirectoryError):

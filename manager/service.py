@@ -238,6 +238,12 @@ class Service:
         self._timer = None
         self._apply([Tick()])
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused."""
+        with self._lock:
+            return self._core.drain is not None
+
     def account_limits(self) -> dict[str, int]:
         """Account name → calls at once."""
         with self._lock:

@@ -66,7 +66,8 @@ class Supervisor:
         self._report: DrainReport | None = None
         self._drain_waiters: list[asyncio.Future[dict[str, Any]]] = []
         self._signals = 0
-        self._is_ready = False
+        self.was_ready = False
+        """Whether it ever accepted requests."""
         self._watched: list[int] = []
         """Descriptors that tell of the embedding process's end."""
         self.service = Service(build_core(boot), self, address=boot.socket)
@@ -183,8 +184,8 @@ class Supervisor:
     def worker_up(self, worker: int) -> None:
         """The first worker makes the supervisor ready."""
         self.service.worker_up(worker)
-        if not self._is_ready:
-            self._is_ready = True
+        if not self.was_ready and not self.service.is_draining:
+            self.was_ready = True
             self._on_ready(self._boot.socket)
 
     def worker_down(self, worker: int, reason: str) -> None:

@@ -22,6 +22,16 @@ CASES: dict[str, tuple[dict[str, Any], type[callpool.CallpoolError], str]] = {
     "messages as text": ({"messages": "hello"}, callpool.BadInput, "messages"),
     "a message as text": ({"messages": ["hello"]}, callpool.BadInput, "messages[0]"),
     "a message without role": ({"messages": [{"content": "hello"}]}, callpool.BadInput, "messages[0].role"),
+    "a lambda as content": (
+        {"messages": [{"role": "user", "content": lambda: 1}]},
+        callpool.BadInput,
+        "messages[0].content",
+    ),
+    "a number as content": (
+        {"messages": [{"role": "user", "content": 3}]},
+        callpool.BadInput,
+        "messages[0].content",
+    ),
     "timeout NaN": ({"timeout": NAN}, callpool.BadInput, "timeout"),
     "timeout infinite": ({"timeout": float("inf")}, callpool.BadInput, "timeout"),
     "timeout negative": ({"timeout": -5}, callpool.BadInput, "timeout"),
@@ -34,7 +44,7 @@ CASES: dict[str, tuple[dict[str, Any], type[callpool.CallpoolError], str]] = {
     "metadata with a tuple as key": ({"metadata": {(1, 2): 3}}, callpool.NotSerializable, "metadata"),
     "metadata as text": ({"metadata": "x"}, callpool.BadInput, "metadata"),
     "a lambda in a message": (
-        {"messages": [{"role": "user", "content": lambda: 1}]},
+        {"messages": [{"role": "user", "content": "x", "name": lambda: 1}]},
         callpool.NotSerializable,
         "messages",
     ),

@@ -77,6 +77,13 @@ def test_files_are_private_and_the_key_is_new_at_each_start(address: str) -> Non
     assert keys[0] != keys[1]
 
 
+def test_where_nothing_runs_nobody_is_told_to_change_a_directory(base_folder: Path) -> None:
+    for missing in ("/nope", "/usr/none.sock", str(base_folder / "no" / "such" / "directory")):
+        with pytest.raises(callpool.NotRunning) as refusal:
+            callpool.connect(missing)
+        assert "chmod" not in str(refusal.value.hint)
+
+
 def test_a_wrong_key_is_refused_with_a_reason(supervisor: Running, address: str) -> None:
     for key in (b"k" * 32, b""):
         with pytest.raises(callpool.HandshakeFailed, match="key is wrong"):

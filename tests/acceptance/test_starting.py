@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -50,6 +51,30 @@ def test_an_embedded_supervisor_serves_and_leaves_nothing(base_folder: Path) -> 
             assert _submit(other) == "hello"
     eventually(lambda: not alive(family), within=2.0)
     assert list((base_folder / "run" / "embedded").iterdir()) == []
+
+
+def test_a_supervisor_that_is_told_to_stop_while_it_starts_is_not_called_ready() -> None:
+    """The order comes before its first worker is up."""
+    failures: list[BaseException] = []
+
+    def starting() -> None:
+        try:
+            launch.start_detached(launch.plan(scripted(), os.environ))
+        except callpool.CallpoolError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=starting)
+    thread.start()
+    lock = Path(os.environ["CALLPOOL_RUNTIME_DIR"]) / "callpool.sock"
+    eventually(lock.exists)  # it listens before its workers are up
+    supervisor = psutil.Process(json.loads(lock.with_name("supervisor.lock").read_text())["pid"])
+    supervisor.terminate()
+    thread.join(HANG)
+    if not failures:  # the first worker was faster than this test: then it was ready, and drains
+        eventually(lambda: not alive([supervisor]))
+        return
+    assert isinstance(failures[0], callpool.StartFailed)
+    assert "told to stop" in failures[0].message
 
 
 def test_it_starts_from_a_thread_that_ends_before_it(base_folder: Path) -> None:
