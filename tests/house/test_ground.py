@@ -27,7 +27,7 @@ def test_a_child_process_is_found_and_removed() -> None:
     with child.stdin:
         before = ground.Ground(frozenset(), ground.open_descriptors(), ground.keeping_alive())
         left = ground.leftovers(before, patience=0)
-        assert re.fullmatch(rf"process {child.pid} \w+: .*sys.stdin.read.*", str(left))
+        assert re.fullmatch(rf"process {child.pid} [\w-]+: .*sys.stdin.read.*", str(left))
         ground.remove(left)
     assert not psutil.pid_exists(child.pid)
     child.wait()
