@@ -172,6 +172,9 @@ def test_a_plain_base_manager_works(supervisor: Running, address: str) -> None:
     manager.connect()
     service = manager.service()
     assert service.status()["state"] == "running"
+    short_way = manager.open_service()  # without create, incref and decref
+    short_way.ping()
+    assert short_way.status()["pid"] == supervisor.pid
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(service.status()["state"])) for _ in range(5)]
     for thread in threads:
