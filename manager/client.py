@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -28,6 +30,8 @@ from callpool.manager.errors import ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.handle import Handle
 from callpool.manager.payload import build_submit
 from callpool.manager.proxy import connect as connect_wire
+from callpool.manager.proxy import new_holder
+from callpool.manager.request_ids import RequestIds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +39,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from callpool.manager.core.faults import Fault
-    from callpool.manager.core.messages import ClientEvent, Submit
+    from callpool.manager.core.messages import ClientEvent, Note, RunFunction, Submit
+    from callpool.manager.sessions import SessionManager
 
 ANSWER_DEADLINE = 30.0
 """Seconds for the supervisor's own answers (not a provider's): beyond it the supervisor is stopped or stuck."""
@@ -48,8 +53,12 @@ class Client:
     `_asked`, `_lost`, `_places`, and what the handles list.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, door: str = "python") -> None:
+        """`door` is the kind of program: only a Python program of the user's own may have functions run."""
         self.address = address
+        self.door = door
+        self.holder = new_holder()
+        """The name under which this client holds sessions, on however many connections."""
         self.lock = threading.Lock()
         self._handles: dict[str, Handle] = {}
         self._asked: dict[int, _Question] = {}
@@ -58,10 +67,9 @@ class Client:
         """Places in the queue that the supervisor has promised: that many submits need no answer."""
         self._numbers = itertools.count(1)
         self._pid = os.getpid()
-        prefix = os.urandom(8).hex()
-        self._prefix = f"req_{prefix}"
-        self._requests = itertools.count(1)
-        connection = connect_wire(address)
+        self._ids = RequestIds()
+        self._sessions: SessionManager | None = None
+        connection = connect_wire(address, holder=self.holder, door=door)
         try:
             described = Channel.open(connection)
             self._catalogue = msgspec.convert(described["catalogue"], Catalogue)
@@ -84,13 +92,27 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go: requests that have not ended are cancelled at their providers. Idempotent."""
+        """Let go: requests that have not ended are cancelled at their providers, sessions still held end. Idempotent."""
+        if self._sessions is not None:
+            self._sessions.let_go()
         if os.getpid() == self._pid:
             self._channel.close()
 
     def generate_request_id(self) -> str:
         """A request id that no other process and no restart will make."""
-        return f"{self._prefix}{next(self._requests):08x}"
+        return self._ids.next()
+
+    @property
+    def sessions(self) -> SessionManager:
+        """Sessions that this program holds and works in itself: `create_session`, `execute_with_session`, figures."""
+        if self._sessions is None:
+            from callpool.manager.sessions import SessionManager  # noqa: PLC0415 - most clients only submit
+
+            manager = SessionManager(client=self)
+            with self.lock:
+                if self._sessions is None:  # else another thread was faster; ours has no connection yet
+                    self._sessions = manager
+        return self._sessions
 
     def submit(
         self,
@@ -125,17 +147,7 @@ class Client:
             parameters=parameters,
         )
         handle = Handle(self, submit.request_id, provider, model, stream=stream)
-        promised = False
-        with self.lock:
-            if self._lost is not None:
-                raise from_fault(self._lost.fault)
-            known = self._handles.get(submit.request_id)
-            if known is None:
-                self._handles[submit.request_id] = handle
-                promised = request_id is None and self._use_place(submit)
-        if known is not None:
-            raise DuplicateRequest(f"a request with the id {submit.request_id!r} is active", param="request_id")
-        if not promised:
+        if not self._register(handle, submit if request_id is None else None):
             self._channel.send(submit)
             handle.wait_accepted(ANSWER_DEADLINE)
             return handle
@@ -143,13 +155,42 @@ class Client:
         self._channel.send(msgspec.structs.replace(submit, acknowledge=False))
         return handle
 
+    def _register(self, handle: Handle, submit: Submit | None = None) -> bool:
+        """Await news for a handle. Whether `submit` may use a promised place. Raises DuplicateRequest, ConnectionLost."""
+        with self.lock:
+            if self._lost is not None:
+                raise from_fault(self._lost.fault)
+            if handle.request_id not in self._handles:
+                self._handles[handle.request_id] = handle
+                return submit is not None and self._use_place(submit)
+        raise DuplicateRequest(f"a request with the id {handle.request_id!r} is active", param="request_id")
+
     def _use_place(self, submit: Submit) -> bool:
         """Take a promised place, if there is one and the supervisor can have no other reason to refuse. Under the lock."""
-        small = len(submit.payload) <= PLACE_BYTES and len(submit.metadata) <= self._catalogue.max_metadata_size
+        size = len(submit.payload) + len(submit.metadata)
+        small = size <= PLACE_BYTES and len(submit.metadata) <= self._catalogue.max_metadata_size
         if not small or self._places == 0:
             return False
         self._places -= 1
         return True
+
+    def run_function(self, message: RunFunction) -> Done:
+        """Have a function run in a process of its own, and wait for its end. For `sessions`. Raises what refuses it."""
+        self.check_process()
+        handle = Handle(self, message.request_id, message.provider, message.model, stream=False)
+        self._register(handle)
+        self._channel.send(message)
+        try:
+            return handle.wait_ended()
+        except BaseException:
+            with contextlib.suppress(ConnectionLost):  # then it is cancelled already
+                self.cancel_own(message.request_id)
+            raise
+
+    def note(self, note: Note) -> None:
+        """Send a line for the lifecycle log. Not answered."""
+        self.check_process()
+        self._channel.send(note)
 
     def status(self) -> dict[str, Any]:
         """State, workers, accounts, sessions and queue of the supervisor."""
@@ -174,6 +215,7 @@ class Client:
     def ask(self, verb: str, *, _wait: float | None = ANSWER_DEADLINE, **arguments: Any) -> Any:
         """Call a verb of the service. Raises its error, or ConnectionLost after `_wait` seconds without an answer."""
         self.check_process()
+        arguments["sent"] = time.monotonic()
         question = _Question()
         number = next(self._numbers)
         with self.lock:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.ledger import Ledger
+from callpool.manager.core.lifecycle import Lifecycle
 from callpool.manager.core.machine import Core
-from callpool.manager.core.requests import History
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 from callpool.manager.errors import CallpoolError
@@ -34,7 +34,13 @@ def build_core(boot: Boot) -> Core:
         sessions=SessionTable(max_concurrent=pool.max_concurrent_sessions, max_metadata_bytes=pool.max_metadata_size),
         ledger=Ledger({name: entry.limit for name, entry in catalogue.providers.items()}),
         scheduler=Scheduler(max_requests=pool.max_queued_requests, max_bytes=pool.max_queued_bytes),
-        history=History(pool.history_requests),
+        lifecycle=Lifecycle(
+            max_requests=pool.history_requests,
+            max_bytes=pool.history_bytes,
+            max_age=pool.history_seconds,
+            stream=pool.lifecycle_log,
+        ),
+        cleanup_interval=pool.cleanup_interval,
     )
 
 
@@ -43,6 +49,7 @@ def build_catalogue(boot: Boot) -> Catalogue:
     return Catalogue(
         providers={name: _entry(boot, name, provider) for name, provider in boot.settings.providers.items()},
         max_metadata_size=boot.settings.supervisor.max_metadata_size,
+        default_timeout=boot.settings.supervisor.default_timeout,
     )
 
 

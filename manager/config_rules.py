@@ -178,6 +178,11 @@ SUPERVISOR_RULES: Final[dict[str, Rule]] = {
     "heartbeat_interval": _seconds(),
     "max_connections": _whole(1, 100_000),
     "history_requests": _whole(1, 1_000_000),
+    "history_bytes": _whole(65_536, 2**40),
+    "history_seconds": _seconds(),
+    "cleanup_interval": _seconds(),
+    "function_workers": _whole(0, 64),
+    "lifecycle_log": _flag,
 }
 PROVIDER_RULES: Final[dict[str, Rule]] = {
     "kind": one_of(KINDS, "kind of provider"),

@@ -10,14 +10,16 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, cast
 
-from callpool.manager import peers, wire
+from callpool.manager import wire
 from callpool.manager.core.messages import Ask, ClientEvent, ClientMessage, Reply
 from callpool.manager.errors import CallpoolError, ProtocolError, to_fault
+from callpool.manager.holders import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from callpool.manager.core.faults import Fault
+    from callpool.manager.holders import Holder
     from callpool.manager.server import ManagerServer
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ class Connection(asyncio.Protocol):
         self._on_frame: Callable[[bytes], None] = self._on_proof
         self._deadline: float | None = self._loop.time() + wire.HANDSHAKE_DEADLINE
         self._transport: asyncio.Transport | None = None
-        self._pidfd: int | None = None
+        self._holder: Holder | None = None
+        self._caller = Caller(client_id, "", "")
         self._unsent: list[ClientEvent] = []
         self._pending: set[asyncio.Future[Any]] = set()
         """Verbs that will answer later."""
@@ -81,10 +84,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         """The other end is gone, or we closed it."""
         self._transport = None
-        if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
+        if self._holder is not None:
+            self._server.holders.leave(self._holder, self)
         for future in self._pending:
             future.cancel()
         self._server.closed(self)
@@ -137,19 +138,9 @@ class Connection(asyncio.Protocol):
         self._framer.limit = wire.FRAME_LIMIT
         self._deadline = None
         self._on_frame = self._on_lockstep
-        self._watch_process()
+        self._holder = self._server.holders.join(self.pid, self._handshake.holder, self)
+        self._caller = Caller(self.client_id, self._holder.holder_id, self._handshake.door)
         self._server.welcome(self)
-
-    def _watch_process(self) -> None:
-        """A forked child may keep the socket open after the client has died: watch the process itself as well."""
-        self._pidfd = peers.open_pidfd(self.pid)
-        if self._pidfd is not None:
-            self._loop.add_reader(self._pidfd, self._process_ended)
-
-    def _process_ended(self) -> None:
-        if self._transport is not None:
-            log.info("client %s (pid %s) has ended", self.client_id, self.pid)
-            self._transport.abort()
 
     def _on_lockstep(self, body: bytes) -> None:
         """One call of a Manager proxy: (ident, method, args, kwds) → (kind, value)."""
@@ -181,13 +172,13 @@ class Connection(asyncio.Protocol):
 
     def _hand_over(self, messages: list[ClientMessage]) -> None:
         if messages:
-            self._service.handle_client(self.client_id, messages)
+            self._service.handle_client(self._caller, messages)
 
     def _on_ask(self, ask: Ask) -> None:
         def answer(value: Any, fault: Fault | None) -> None:
             self.send(Reply(ask.number, value, fault))
 
-        self._answer_later(lambda: self._service.call_verb(self.client_id, ask.verb, ask.arguments), answer)
+        self._answer_later(lambda: self._service.call_verb(self._caller, ask.verb, ask.arguments), answer)
 
     # Calls.
 
@@ -222,7 +213,7 @@ class Connection(asyncio.Protocol):
             raise ProtocolError(f"no object has the identity {ident!r}")
         if arguments:
             raise ProtocolError(f"{method} takes keyword arguments only")
-        return self._service.call_verb(self.client_id, method, keywords)
+        return self._service.call_verb(self._caller, method, keywords)
 
     def _manager_call(self, method: str, arguments: list[Any]) -> Any:
         """What a stock BaseManager and its proxies ask of the server itself. There is one object, and it stays."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from callpool.manager import paths
@@ -23,6 +24,19 @@ def connect(address: str | os.PathLike[str] | None = None) -> Client:
 def default_address() -> str:
     """The socket of this user's supervisor, as the environment says."""
     return str(paths.socket_path(paths.runtime_dir(os.environ), explicit=bool(os.environ.get("CALLPOOL_RUNTIME_DIR"))))
+
+
+_shared: dict[tuple[int, str], Client] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_client(address: str) -> Client:
+    """This process's own client of a supervisor, for what came from another process and only has the address."""
+    key = (os.getpid(), address)  # a forked child needs one of its own
+    with _shared_lock:
+        if key not in _shared:
+            _shared[key] = Client(address)
+        return _shared[key]
 
 
 class start:  # noqa: N801 - used like a function: `with callpool.start(config) as client:`

@@ -18,11 +18,15 @@ __all__ = [
     "CallpoolError",
     "CapacityExceeded",
     "ConfigError",
+    "ConfigMismatch",
     "ConnectionLost",
     "CredentialMissing",
     "CredentialRefused",
     "DuplicateRequest",
+    "FunctionFailed",
+    "FunctionsRefused",
     "HandshakeFailed",
+    "HolderGone",
     "IllegalMove",
     "KeyInUse",
     "MetadataTooLarge",
@@ -43,6 +47,7 @@ __all__ = [
     "ResultTimeout",
     "SessionCreationFailed",
     "SessionError",
+    "SessionFailed",
     "ShuttingDown",
     "StartFailed",
     "UnknownModel",
@@ -205,6 +210,30 @@ class IllegalMove(SessionError):
     code = "illegal_move"
 
 
+class SessionFailed(SessionError):
+    """The holder of the session said that its work failed: the message is the holder's."""
+
+    code = "session_failed"
+
+
+class HolderGone(SessionError):
+    """The process that held the session ended, or let go of its connection: create a new session."""
+
+    code = "holder_gone"
+
+
+class FunctionsRefused(SessionError):
+    """This program may not have functions run: use `where="caller"`, or a Python client and `function_workers` above 0."""
+
+    code = "functions_refused"
+
+
+class FunctionFailed(SessionError):
+    """The function raised, and its exception could not travel: the message has its type and text."""
+
+    code = "function_failed"
+
+
 class QueueFull(CallpoolError, RuntimeError):
     """As many requests wait as the configuration allows: submit later, or raise `max_queued_requests`."""
 
@@ -299,6 +328,12 @@ class BrokenAnswer(ProviderError):
     """The provider's answer cannot be understood or stops in the middle: try again; partial text is in `partial`."""
 
     code = "broken_answer"
+
+
+class ConfigMismatch(CallpoolError, RuntimeError):
+    """A supervisor runs with other settings than were asked for: take its settings, or stop it first. `wanted`, `running`."""
+
+    code = "config_mismatch"
 
 
 # The way to the supervisor.

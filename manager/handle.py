@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from callpool.manager.channel import Sleeper
+from callpool.manager.core.states import State
 from callpool.manager.errors import BadInput, ResultTimeout, from_fault
 
 if TYPE_CHECKING:
@@ -146,6 +147,14 @@ class Handle:
             **msgspec.json.decode(done.body or b"{}"),
             "metadata": {"session": session},
         }
+
+    def wait_ended(self) -> Done:
+        """Wait for the end as the supervisor tells it. Raises the refusal."""
+        while self._done is None:
+            self._wait(None, None, lambda: self._done is not None)
+        if self._done.state == State.REJECTED.value and self._done.fault is not None:
+            raise from_fault(self._done.fault)
+        return self._done
 
     # For the client, under its lock.
 

@@ -118,3 +118,11 @@ def encode_metadata(metadata: Mapping[str, Any] | None) -> bytes:
         return json.dumps(dict(metadata), default=str).encode()
     except Exception as error:  # noqa: BLE001 - `default=str` runs code of the caller's values
         raise NotSerializable(f"metadata cannot be written as JSON: {error}", param="metadata") from None
+
+
+def encode_result(result: Any) -> bytes:
+    """The JSON bytes of a session's result, with `str()` for what JSON has no form for. Raises NotSerializable."""
+    try:
+        return json.dumps(result, default=str, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    except Exception as error:  # noqa: BLE001 - `default=str` runs code of the caller's values
+        raise NotSerializable(f"result cannot be written as JSON: {error}", param="result") from None

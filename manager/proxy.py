@@ -38,11 +38,11 @@ READ_BYTES = 64 * 1024
 class WireConnection:
     """A connected, authenticated socket that looks like a `multiprocess` Connection: `send` and `recv` of calls."""
 
-    def __init__(self, connected: socket.socket, client_id: str, rest: list[bytes]) -> None:
+    def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
-        self.client_id = client_id
+        self.client_id = ""
         self._framer = wire.Framer()
-        self._frames = rest
+        self._frames: list[bytes] = []
 
     def send(self, call: tuple[Any, ...]) -> None:
         """Send one call: (ident, method, args, kwds)."""
@@ -63,7 +63,7 @@ class WireConnection:
         while not self._frames:
             try:
                 data = self.socket.recv(READ_BYTES)
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):  # a deadline: of Python's, or of the socket's own
                 raise
             except OSError as error:
                 raise ConnectionLost(f"the connection to the supervisor broke: {error}") from None
@@ -89,10 +89,28 @@ class WireConnection:
         self.socket.close()
 
 
-def connect(address: str, authkey: bytes | None = None) -> WireConnection:
+def new_holder() -> str:
+    """A name under which connections of this process hold sessions together, and no others."""
+    return os.urandom(16).hex()
+
+
+_process_holder: list[tuple[int, str]] = []
+"""(process id, name) of what plain proxies of this process hold: they open a connection for each thread."""
+
+
+def _holder_of_process() -> str:
+    if not _process_holder or _process_holder[0][0] != os.getpid():  # a forked child is another process
+        _process_holder[:] = [(os.getpid(), new_holder())]
+    return _process_holder[0][1]
+
+
+def connect(
+    address: str, authkey: bytes | None = None, *, holder: str | None = None, door: str = "python"
+) -> WireConnection:
     """Connect, check who serves, and shake hands, all within `wire.HANDSHAKE_DEADLINE`.
 
-    Raises NotRunning, HandshakeFailed or UnsafePath. Without `authkey` the key is read from the file beside the socket.
+    Raises NotRunning, HandshakeFailed or UnsafePath. Without `authkey` the key is read from the file beside the socket;
+    without `holder` the connection holds sessions together with all others of this process that gave none.
     """
     deadline = time.monotonic() + wire.HANDSHAKE_DEADLINE
     if not os.path.lexists(address):
@@ -105,7 +123,8 @@ def connect(address: str, authkey: bytes | None = None) -> WireConnection:
     connected = _connect(address, deadline)
     try:
         _check_server(connected, address)
-        return _shake_hands(connected, key, deadline)
+        proof = (holder if holder is not None else _holder_of_process(), door)
+        return _shake_hands(connected, key, deadline, proof)
     except BaseException:
         connected.close()
         raise
@@ -153,11 +172,12 @@ def _connect(address: str, deadline: float) -> socket.socket:
         raise
 
 
-def _shake_hands(connected: socket.socket, key: bytes, deadline: float) -> WireConnection:
+def _shake_hands(connected: socket.socket, key: bytes, deadline: float, proof: tuple[str, str]) -> WireConnection:
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
     label = f"{program.encode('utf-8', 'replace').decode()}:{os.getpid()}"
-    handshake = wire.ClientHandshake(key, os.urandom(wire.NONCE_BYTES), label)
-    connection = WireConnection(connected, "", [])
+    holder, door = proof
+    handshake = wire.ClientHandshake(key, os.urandom(wire.NONCE_BYTES), label, holder=holder, door=door)
+    connection = WireConnection(connected)
     try:
         connected.settimeout(max(0.001, deadline - time.monotonic()))
         hello = connection.recv_frame()

@@ -5,7 +5,8 @@
       └ EMFILE:  close       close    close           either way: frames within limit and deadline, or close
         back off
 
-A connection is a client: when it ends, or the process at its other end does, the service hears `client_gone`. Owner of
+A connection is a client: when it ends, or the process at its other end does, the service hears `client_gone`. What a process
+holds outlives its connections by a moment (`holders`), and then the service hears `holder_gone`. Owner of
 everything here: the event loop's thread.
 """
 
@@ -20,11 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from callpool.manager import peers
 from callpool.manager.connection import Connection
+from callpool.manager.holders import Holders
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from callpool.manager.core.messages import ClientEvent, ClientMessage
+    from callpool.manager.holders import Caller
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ SWEEP_INTERVAL = 1.0
 class ServiceVerbs(Protocol):
     """What the server needs of the service."""
 
-    def handle_client(self, client: str, messages: list[ClientMessage]) -> None:
+    def handle_client(self, caller: Caller, messages: list[ClientMessage]) -> None:
         """Apply a client's messages."""
 
     def client_joined(self, client: str) -> None:
@@ -50,7 +53,10 @@ class ServiceVerbs(Protocol):
     exposed: tuple[str, ...]
     """Names of the verbs."""
 
-    def call_verb(self, client: str, verb: str, arguments: dict[str, Any]) -> Any:
+    def holder_gone(self, holder: str) -> None:
+        """A process that may hold sessions ended, or let go of its connections for good."""
+
+    def call_verb(self, caller: Caller, verb: str, arguments: dict[str, Any]) -> Any:
         """Answer a verb: with a value, or with a future of one. Raises CallpoolError."""
 
 
@@ -62,6 +68,7 @@ class ManagerServer:
         self.key = key
         self.clients: dict[str, Connection] = {}
         """client id → connection that has proved itself."""
+        self.holders = Holders(service.holder_gone)
         self.refused_connections = 0
         self.open_connections: set[Connection] = set()
         """Every open connection, those that still shake hands included."""
@@ -106,6 +113,7 @@ class ManagerServer:
         self.stop_listening()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self.holders.close()
         for connection in list(self.open_connections):
             connection.close()
 

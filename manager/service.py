@@ -7,6 +7,7 @@
 Shared state and its owner:
 
     _core       every request, session, slot and counter; touched only under `_lock`
+    _metrics    what the service measures of itself; event loop's thread, the lock's times under `_lock`
     _waiters    (client, request id) → future of a lockstep `call`; event loop's thread only
     _timer      the armed tick; event loop's thread only
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,7 @@ import msgspec
 from callpool.manager.core.catalogue import refuse_timeout
 from callpool.manager.core.events import (
     AccountClosed,
+    Answer,
     CancelAsked,
     ClientGone,
     ClientJoined,
@@ -33,10 +34,13 @@ from callpool.manager.core.events import (
     Drained,
     Effect,
     Event,
+    FunctionAsked,
+    Noted,
     Reported,
     Submitted,
     Tick,
     ToClient,
+    ToLane,
     ToWorker,
     WorkerDown,
     WorkerUp,
@@ -46,21 +50,28 @@ from callpool.manager.core.messages import (
     ClientMessage,
     Done,
     Finished,
+    Note,
     Piece,
     Rejected,
+    RunFunction,
     Started,
     Submit,
 )
 from callpool.manager.core.requests import Now, as_plain
-from callpool.manager.errors import BadInput, ProtocolError, UnknownRequest, from_fault
+from callpool.manager.errors import BadInput, FunctionsRefused, ProtocolError, UnknownRequest, from_fault
+from callpool.manager.measured_lock import MeasuredLock
+from callpool.manager.service_metrics import ServiceMetrics, weigh_sessions
+from callpool.manager.session_verbs import NoArguments, SessionVerbs
 from callpool.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from callpool.manager.core.events import DrainReport
+    from callpool.manager.core.lifecycle import Fresh
     from callpool.manager.core.machine import Core
     from callpool.manager.core.messages import ClientEvent, WorkerOrder
+    from callpool.manager.holders import Caller
 
 
 class Outlets(Protocol):
@@ -71,6 +82,15 @@ class Outlets(Protocol):
 
     def to_worker(self, worker: int, order: WorkerOrder) -> None:
         """Send to a worker."""
+
+    def to_lane(self, holder: str, order: WorkerOrder) -> None:
+        """Send to the function lane, for a function of this holder."""
+
+    def release_lane(self, holder: str) -> None:
+        """End the processes of the function lane that belong to this holder."""
+
+    def log_lifecycle(self, events: list[Fresh]) -> None:
+        """Write these elsewhere; never waits."""
 
     def flush_client(self, client: str) -> None:
         """Send a client now what was given for it."""
@@ -91,10 +111,6 @@ class Outlets(Protocol):
         """Begin to drain; the future is the report."""
 
 
-class _NoArguments(msgspec.Struct, forbid_unknown_fields=True):
-    pass
-
-
 class _OneRequest(msgspec.Struct, forbid_unknown_fields=True):
     request_id: str
 
@@ -113,6 +129,10 @@ class _DrainArguments(msgspec.Struct, forbid_unknown_fields=True):
     timeout: float | None = None
 
 
+PYTHON_DOOR = "python"
+"""The one kind of client whose functions are run: it is this user's own program."""
+
+
 def read_clocks() -> Now:
     """The one place that reads the clocks for the core."""
     return Now(time.monotonic(), time.time())
@@ -121,11 +141,20 @@ def read_clocks() -> Now:
 class Service:
     """One object, coarse verbs, each a complete transition."""
 
-    def __init__(self, core: Core, outlets: Outlets, *, address: str, clock: Callable[[], Now] = read_clocks) -> None:
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        core: Core,
+        outlets: Outlets,
+        *,
+        address: str,
+        functions: bool = False,
+        clock: Callable[[], Now] = read_clocks,
+    ) -> None:
+        """`functions`: whether Python clients may have functions run."""
         self._core = core
         self._outlets = outlets
         self._address = address
+        self._functions = functions
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._started = clock()
@@ -134,22 +163,28 @@ class Service:
         self._waiters: dict[tuple[str, str], asyncio.Future[dict[str, Any]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
-        self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[str, Any], Any]]] = {
-            "ping": (_NoArguments, lambda _client, _arguments: None),
-            "open_channel": (_NoArguments, self._open_channel),
+        self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[Caller, Any], Any]]] = {
+            "ping": (NoArguments, lambda _caller, _arguments: None),
+            "open_channel": (NoArguments, self._open_channel),
             "call": (_CallArguments, self._call),
             "cancel": (_OneRequest, self._cancel),
             "show": (_OneRequest, self._show),
-            "status": (_NoArguments, self._status),
+            "status": (NoArguments, self._status),
             "drain": (_DrainArguments, self._drain),
+            "let_go": (NoArguments, self._let_go),
+            **SessionVerbs(self).verbs,
         }
         self.exposed = tuple(self._verbs)
+        self._metrics = ServiceMetrics(self._verbs)
+        self._lock = MeasuredLock(self._metrics.lock_wait.add, self._metrics.lock_hold.add)
+        self._metrics.start()
 
     # Events from outside. All on the event loop's thread.
 
-    def handle_client(self, client: str, messages: list[ClientMessage]) -> None:
+    def handle_client(self, caller: Caller, messages: list[ClientMessage]) -> None:
         """Apply a batch of a client's messages as one step."""
-        self._apply([self._event_of(client, message) for message in messages])
+        events = [self._event_of(caller, message) for message in messages]
+        self._apply([event for event in events if event is not None])
 
     def handle_reports(self, worker: int, reports: Iterable[Started | Piece | Finished]) -> None:
         """Apply a batch of a worker's reports as one step."""
@@ -162,6 +197,11 @@ class Service:
     def client_gone(self, client: str) -> None:
         """A client's connection or process ended."""
         self._apply([ClientGone(client)])
+
+    def holder_gone(self, holder: str) -> None:
+        """A process that may hold sessions ended, or let go of its connections for good."""
+        self._apply([ClientGone(holder)])
+        self._outlets.release_lane(holder)
 
     def worker_up(self, worker: int) -> None:
         """A worker can make calls."""
@@ -183,32 +223,63 @@ class Service:
         """The drain's deadline is now."""
         self._apply([CutAsked()])
 
-    def call_verb(self, client: str, verb: str, arguments: dict[str, Any]) -> Any:
-        """Answer a verb with a plain value, or with a future of one. Raises CallpoolError."""
+    def call_verb(self, caller: Caller, verb: str, arguments: dict[str, Any]) -> Any:
+        """Answer a verb with a plain value, or with a future of one. Raises CallpoolError.
+
+        Any verb may be told when it was `sent`, by the machine's monotonic clock, so that its wait can be measured.
+        """
+        began = time.monotonic()
         found = self._verbs.get(verb)
         if found is None:
             raise ProtocolError(f"no verb {verb[:80]!r}; known: {', '.join(self._verbs)}")
         shape, handler = found
+        sent = arguments.pop("sent", None)
         try:
             typed = msgspec.convert(arguments, shape)
         except msgspec.ValidationError as error:
             raise BadInput(f"{verb}: {error}", param=verb) from None
-        return handler(client, typed)
+        try:
+            return handler(caller, typed)
+        finally:
+            self._metrics.record(verb, sent if isinstance(sent, float) else None, began, time.monotonic())
 
     # The one step.
 
-    def _apply(self, events: list[Event]) -> None:
+    def _apply(self, events: list[Event]) -> list[Effect]:
         now = self._clock()
         with self._lock:
             effects = self._core.apply_batch(events, now)
             due = self._core.next_deadline()
             lone = len(self._core.requests) <= 1
+            fresh = self._core.lifecycle.take_fresh()
         for effect in effects:
             self._perform(effect)
         if lone:
             self._flush(effects)
         if due is not None and (self._timer is None or due < self._timer_due):
             self._arm(due, now)
+        if fresh:
+            self._outlets.log_lifecycle(fresh)
+        return effects
+
+    def step(self, event: Event) -> Any:
+        """Apply an event that is answered; returns its value, raises its fault."""
+        for effect in self._apply([event]):
+            if type(effect) is Answer:
+                if effect.fault is not None:
+                    raise from_fault(effect.fault)
+                return effect.value
+        raise RuntimeError(f"{type(event).__name__} was not answered")
+
+    def look(self, read: Callable[[Core, Now], Any]) -> Any:
+        """Read the core under the lock."""
+        now = self._clock()
+        with self._lock:
+            return read(self._core, now)
+
+    def next_session_id(self) -> str:
+        """An id that was never given."""
+        return next(self._session_ids)
 
     def _perform(self, effect: Effect) -> None:
         if type(effect) is ToClient:
@@ -217,6 +288,8 @@ class Service:
             self._outlets.to_client(effect.client, effect.message)
         elif type(effect) is ToWorker:
             self._outlets.to_worker(effect.worker, effect.order)
+        elif type(effect) is ToLane:
+            self._outlets.to_lane(effect.holder, effect.order)
         elif type(effect) is Drained:
             self._outlets.drained(effect.report)
 
@@ -251,25 +324,90 @@ class Service:
 
     def stop(self) -> None:
         """No more ticks: the supervisor ends."""
+        self._metrics.stop()
         if self._timer is not None:
             self._timer.cancel()
 
-    def _event_of(self, client: str, message: ClientMessage) -> Event:
+    def _event_of(self, caller: Caller, message: ClientMessage) -> Event | None:
+        """The event of a message; None where it was refused here."""
         if type(message) is Submit:
-            return Submitted(client, message, next(self._session_ids))
+            return Submitted(caller.client, message, next(self._session_ids))
         if type(message) is Cancel:
-            return CancelAsked(client, message.request_id)
+            return CancelAsked(caller.client, message.request_id)
+        if type(message) is Note:
+            return Noted(caller.client, message)
+        if type(message) is RunFunction:
+            return self._function_of(caller, message)
         raise ProtocolError(f"no message for the service: {type(message).__name__}")
+
+    def _function_of(self, caller: Caller, message: RunFunction) -> Event | None:
+        if self._functions and caller.door == PYTHON_DOOR:
+            submit = Submit(*msgspec.structs.astuple(message))
+            return FunctionAsked(caller.client, caller.holder, submit, next(self._session_ids))
+        why = f"by the door {caller.door[:40]!r}" if self._functions else "by this supervisor's function_workers = 0"
+        refused = FunctionsRefused(f"functions are refused {why}: only Python clients may have them run")
+        self._outlets.to_client(caller.client, Rejected(message.request_id, refused.fault))
+        return None
 
     # Verbs.
 
-    def _open_channel(self, client: str, _arguments: _NoArguments) -> dict[str, Any]:
+    def _open_channel(self, caller: Caller, _arguments: NoArguments) -> dict[str, Any]:
         with self._lock:
             catalogue = msgspec.to_builtins(self._core.catalogue)
-        return {"client_id": client, "version": __version__, "pid": os.getpid(), "catalogue": catalogue}
+        return {"client_id": caller.client, "version": __version__, "pid": os.getpid(), "catalogue": catalogue}
 
-    def _call(self, client: str, arguments: _CallArguments) -> asyncio.Future[dict[str, Any]]:
+    def _let_go(self, caller: Caller, _arguments: NoArguments) -> None:
+        """A client is done: its sessions end now, and not when its connections have been gone for a while."""
+        self.holder_gone(caller.holder)
+
+    def metrics(self) -> dict[str, Any]:
+        """The session metrics of the core, and what the service measures of itself."""
+        now = self._clock()
+        with self._lock:
+            core = self._core
+            counted = core.sessions.metrics(now=now.monotonic, shutdown_requested=core.drain is not None)
+            memory = weigh_sessions(core.requests.values())
+            lock = {
+                "acquisitions": self._lock.acquisitions,
+                "contended": self._lock.contended,
+                "contended_share": self._lock.contended / max(1, self._lock.acquisitions),
+                "wait_seconds": self._metrics.lock_wait.as_plain(),
+                "hold_seconds": self._metrics.lock_hold.as_plain(),
+            }
+            abandoned = sum(core.abandoned.values())
+        return {
+            **counted,
+            **self._metrics.as_plain(),
+            "lock": lock,
+            "memory": memory,
+            "abandoned_threads": abandoned,
+        }
+
+    def reset_metrics(self) -> None:
+        """Zero what is measured beside the core."""
+        with self._lock:
+            self._metrics.clear()
+            self._lock.acquisitions = self._lock.contended = 0
+
+    def shut_down(self, timeout: float | None) -> asyncio.Future[dict[str, Any]]:
+        """Drain the supervisor; the future is `{report, statistics, metrics}`."""
+        reported = self._outlets.ask_drain(timeout)
+        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+
+        def tell(done: asyncio.Future[dict[str, Any]]) -> None:
+            if future.cancelled() or done.cancelled():
+                return
+            metrics = self.metrics()
+            names = self.look(lambda core, _now: core.sessions.statistics(shutdown_requested=True))
+            statistics = {name: metrics[name] for name in names}
+            future.set_result({"report": done.result(), "statistics": statistics, "metrics": metrics})
+
+        reported.add_done_callback(tell)
+        return future
+
+    def _call(self, caller: Caller, arguments: _CallArguments) -> asyncio.Future[dict[str, Any]]:
         """Submit and wait for the end: for plain proxies, one request at a time."""
+        client = caller.client
         submit = Submit(*msgspec.structs.astuple(arguments))
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         if (client, submit.request_id) in self._waiters:
@@ -294,7 +432,7 @@ class Service:
                 future.set_result(msgspec.structs.asdict(message))
         return True
 
-    def _cancel(self, _client: str, arguments: _OneRequest) -> dict[str, Any]:
+    def _cancel(self, _client: Caller, arguments: _OneRequest) -> dict[str, Any]:
         """End any request, as the operator. Says what state it was in when the order was given."""
         with self._lock:
             request = self._core.requests.get(arguments.request_id)
@@ -305,7 +443,7 @@ class Service:
         self._apply([CancelAsked(None, arguments.request_id)])
         return {"cancelling": True, "state": state}
 
-    def _show(self, _client: str, arguments: _OneRequest) -> dict[str, Any]:
+    def _show(self, _client: Caller, arguments: _OneRequest) -> dict[str, Any]:
         now = self._clock()
         with self._lock:
             record = self._core.show(arguments.request_id, now)
@@ -313,12 +451,12 @@ class Service:
             raise UnknownRequest(f"no request {arguments.request_id[:80]!r}", param="request_id")
         return as_plain(record)
 
-    def _drain(self, _client: str, arguments: _DrainArguments) -> asyncio.Future[dict[str, Any]]:
+    def _drain(self, _client: Caller, arguments: _DrainArguments) -> asyncio.Future[dict[str, Any]]:
         if arguments.timeout != 0 and (fault := refuse_timeout(arguments.timeout)) is not None:
             raise from_fault(fault)
         return self._outlets.ask_drain(arguments.timeout)
 
-    def _status(self, _client: str, _arguments: _NoArguments) -> dict[str, Any]:
+    def _status(self, _client: Caller, _arguments: NoArguments) -> dict[str, Any]:
         now = self._clock()
         workers = self._outlets.describe_workers()
         model_servers = self._outlets.describe_model_servers()

@@ -82,7 +82,17 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     max_connections: int = 1_024
     """Client connections at once."""
     history_requests: int = 2_000
-    """Finished requests that `show` can still find."""
+    """Finished requests that `show` and the lifecycle log can still find."""
+    history_bytes: int = 33_554_432
+    """Bytes that they may take: 32 MiB."""
+    history_seconds: float = 3_600.0
+    """Seconds after which they are forgotten."""
+    cleanup_interval: float = 5.0
+    """Seconds past its timeout after which a session that a client holds is ended without being asked for."""
+    function_workers: int = 4
+    """Processes that run functions of clients at once (`where="worker"`); 0 refuses functions."""
+    lifecycle_log: bool = False
+    """Whether every lifecycle event is also written to `logs/lifecycle.jsonl` in the state directory."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -24,9 +24,12 @@ import msgspec
 from callpool.manager import wire
 from callpool.manager.arbiter import Arbiter
 from callpool.manager.composition import build_core, model_options
+from callpool.manager.core.lifecycle import as_line
 from callpool.manager.core.messages import Endpoint
 from callpool.manager.errors import CallpoolError
 from callpool.manager.exits import Exit
+from callpool.manager.function_lane import FunctionLane
+from callpool.manager.lifecycle_file import LifecycleFile
 from callpool.manager.model_host import ModelHost
 from callpool.manager.peers import open_pidfd
 from callpool.manager.private import write_private_file
@@ -42,12 +45,16 @@ if TYPE_CHECKING:
 
     from callpool.manager.boot import Boot
     from callpool.manager.core.events import DrainReport
+    from callpool.manager.core.lifecycle import Fresh
     from callpool.manager.core.messages import ClientEvent, WorkerOrder
 
 log = logging.getLogger(__name__)
 
 KEY_FILE = "key"
 DRAIN_REPORT_FILE = "drain-report.json"
+LIFECYCLE_FILE = "lifecycle.jsonl"
+REPORT_TURNS = 4
+"""Turns of the loop from a report to the last answer that is made of it."""
 WORKER_GRACE = 2.0
 """Seconds for idle workers to close their connections and exit."""
 
@@ -70,7 +77,14 @@ class Supervisor:
         """Whether it ever accepted requests."""
         self._watched: list[int] = []
         """Descriptors that tell of the embedding process's end."""
-        self.service = Service(build_core(boot), self, address=boot.socket)
+        functions = self._settings.supervisor.function_workers
+        self.service = Service(build_core(boot), self, address=boot.socket, functions=functions > 0)
+        self.lane = FunctionLane(self.service, limit=functions)
+        self._lifecycle = (
+            LifecycleFile(Path(boot.home) / "logs" / LIFECYCLE_FILE)
+            if self._settings.supervisor.lifecycle_log
+            else None
+        )
         key = os.urandom(wire.KEY_BYTES)
         write_private_file(self._runtime / KEY_FILE, key)
         limit = self._settings.supervisor.max_connections
@@ -122,9 +136,16 @@ class Supervisor:
         self.service.stop()
         self.server.stop_listening()
         self._publish_report()
-        await asyncio.sleep(0)  # one turn of the loop: whoever waits for the report gets it into its outbox
+        for _ in range(REPORT_TURNS):  # whoever waits for the report gets it into its outbox
+            await asyncio.sleep(0)
         self.server.close()
-        await asyncio.gather(self.arbiter.stop(grace=WORKER_GRACE), *(host.stop() for host in self.model_hosts))
+        await asyncio.gather(
+            self.arbiter.stop(grace=WORKER_GRACE),
+            self.lane.stop(grace=0.0),
+            *(host.stop() for host in self.model_hosts),
+        )
+        if self._lifecycle is not None:
+            self._lifecycle.close()
         (self._runtime / KEY_FILE).unlink(missing_ok=True)
         self._secrets.close()
 
@@ -150,6 +171,19 @@ class Supervisor:
     def to_worker(self, worker: int, order: WorkerOrder) -> None:
         """Send to a worker."""
         self.arbiter.send(worker, order)
+
+    def to_lane(self, holder: str, order: WorkerOrder) -> None:
+        """Send to the function lane, for a function of this holder."""
+        self.lane.send(order, holder)
+
+    def release_lane(self, holder: str) -> None:
+        """End the processes of the function lane that belong to this holder."""
+        self.lane.release_holder(holder)
+
+    def log_lifecycle(self, events: list[Fresh]) -> None:
+        """Hand these to the writer of the lifecycle file."""
+        if self._lifecycle is not None:
+            self._lifecycle.offer([as_line(event) for event in events])
 
     def flush_client(self, client: str) -> None:
         """Send a client now what was given for it."""
@@ -213,7 +247,8 @@ class Supervisor:
             self._kill_everything()
 
     def _kill_everything(self) -> None:
-        for child in [slot.child for slot in self.arbiter.slots] + [host.child for host in self.model_hosts]:
+        workers = [slot.child for slot in self.arbiter.slots]
+        for child in [*workers, *(host.child for host in self.model_hosts), *self.lane.children()]:
             if child is not None:
                 child.kill()
         self.server.stop_listening()

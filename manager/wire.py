@@ -6,7 +6,7 @@ checked against a limit before anything is allocated for it. No pickle: the supe
 The handshake (client connects, server speaks first):
 
     S → C   Hello    protocol versions, server nonce
-    C → S   Prove    version, client label, client nonce, HMAC-SHA256(key, "client" | both nonces | version | label)
+    C → S   Prove    version, label, holder, door, client nonce, HMAC-SHA256(key, "client" | both nonces | the others)
     S → C   Welcome  client id, HMAC-SHA256(key, "server" | both nonces | client id)      or   Refused  fault
 
 Each side proves that it holds the key without sending it, bound to its role and to both nonces, so that neither a replay nor a
@@ -39,6 +39,8 @@ FRAME_DEADLINE = 30.0
 """Seconds for the rest of a frame whose first byte has come."""
 KEY_BYTES = 32
 NONCE_BYTES = 32
+MAX_TEXT = 200
+"""Characters of each text in a proof."""
 BATCH_BYTES = 1024 * 1024
 """Bytes of messages after which a batch is closed and a new frame begun, far below `FRAME_LIMIT`."""
 
@@ -123,10 +125,15 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="callpool"):
 
 
 class Prove(msgspec.Struct, frozen=True, array_like=True, tag="prove"):
-    """The client's proof that it knows the key."""
+    """The client's proof that it knows the key.
+
+    Connections of one process that give the same `holder` hold sessions together. `door` is the kind of program.
+    """
 
     version: int
     label: str
+    holder: str
+    door: str
     nonce: bytes
     mac: bytes
 
@@ -163,6 +170,8 @@ class ServerHandshake:
         self._client_id = client_id
         self.label = ""
         """What the client calls itself; for people only."""
+        self.holder = ""
+        self.door = ""
 
     def hello(self) -> bytes:
         """The first frame's body."""
@@ -173,12 +182,14 @@ class ServerHandshake:
         prove: Prove = decode(_prove, body, "handshake")
         if prove.version != PROTOCOL_VERSION:
             return False, _refuse(f"the supervisor speaks protocol {PROTOCOL_VERSION}, the client {prove.version}")
-        if len(prove.nonce) != NONCE_BYTES or len(prove.label) > 200:
+        texts = (prove.label, prove.holder, prove.door)
+        if len(prove.nonce) != NONCE_BYTES or any(len(text) > MAX_TEXT for text in texts):
             return False, _refuse("malformed proof")
-        expected = _mac(self._key, b"client", self._nonce, prove.nonce, bytes([prove.version]), prove.label.encode())
+        encoded = (text.encode() for text in texts)
+        expected = _mac(self._key, b"client", self._nonce, prove.nonce, bytes([prove.version]), *encoded)
         if not hmac.compare_digest(expected, prove.mac):
             return False, _refuse("the key is wrong: the supervisor makes a new one at each start")
-        self.label = prove.label
+        self.label, self.holder, self.door = texts
         mac = _mac(self._key, b"server", self._nonce, prove.nonce, self._client_id.encode())
         return True, encoder.encode(Welcome(self._client_id, mac))
 
@@ -186,10 +197,10 @@ class ServerHandshake:
 class ClientHandshake:
     """The client's side of one handshake."""
 
-    def __init__(self, key: bytes, nonce: bytes, label: str) -> None:
+    def __init__(self, key: bytes, nonce: bytes, label: str, *, holder: str, door: str) -> None:
         self._key = key
         self._nonce = nonce
-        self._label = label[:200]
+        self._texts = (label[:MAX_TEXT], holder, door)
         self._server_nonce = b""
 
     def prove(self, body: bytes) -> bytes:
@@ -198,8 +209,9 @@ class ClientHandshake:
         if PROTOCOL_VERSION not in hello.versions:
             raise HandshakeFailed(f"the supervisor speaks protocol {hello.versions}, this client {PROTOCOL_VERSION}")
         self._server_nonce = hello.nonce
-        mac = _mac(self._key, b"client", hello.nonce, self._nonce, bytes([PROTOCOL_VERSION]), self._label.encode())
-        return encoder.encode(Prove(PROTOCOL_VERSION, self._label, self._nonce, mac))
+        encoded = (text.encode() for text in self._texts)
+        mac = _mac(self._key, b"client", hello.nonce, self._nonce, bytes([PROTOCOL_VERSION]), *encoded)
+        return encoder.encode(Prove(PROTOCOL_VERSION, *self._texts, self._nonce, mac))
 
     def finish(self, body: bytes) -> str:
         """Check the server's answer; returns the client id. Raises HandshakeFailed."""

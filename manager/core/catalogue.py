@@ -46,13 +46,17 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 
     providers: dict[str, ProviderEntry]
     max_metadata_size: int
+    default_timeout: float = 30.0
+    """Seconds for a session whose provider is none of these."""
     max_payload_size: int = MAX_PAYLOAD
 
     def timeout_for(self, submit: Submit) -> float:
-        """Seconds for this request's call."""
+        """Seconds for this request's call, or for the session that a client holds."""
         if submit.timeout is not None:
             return submit.timeout
-        entry = self.providers[submit.provider]
+        entry = self.providers.get(submit.provider)
+        if entry is None:
+            return self.default_timeout
         return entry.models.get(submit.model, entry.timeout)
 
     def refuse(self, submit: Submit) -> Fault | None:
@@ -74,6 +78,18 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             size, limit = len(submit.payload), self.max_payload_size
             return bad_input("messages", f"are {size} bytes as JSON, the limit is {limit}", size=size, limit=limit)
         return None
+
+
+def refuse_session(submit: Submit) -> Fault | None:
+    """The fault in what a held session is asked for with, or None. Any provider's name will do: it is bookkeeping."""
+    if REQUEST_ID.fullmatch(submit.request_id) is None:
+        return bad_input("request_id", f"must match [A-Za-z0-9_-]{{1,64}}, got {submit.request_id[:80]!r}")
+    for name, text in (("provider", submit.provider), ("model", submit.model)):
+        if not text:
+            return bad_input(name, "must not be empty")
+        if len(text) > MAX_MODEL_NAME:
+            return bad_input(name, f"has {len(text)} characters, the limit is {MAX_MODEL_NAME}")
+    return refuse_timeout(submit.timeout, "timeout_seconds")
 
 
 def refuse_timeout(timeout: object, param: str = "timeout") -> Fault | None:

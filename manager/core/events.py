@@ -6,9 +6,13 @@ lock, and performs the effects after it has let the lock go.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from callpool.manager.core.messages import ClientEvent, Finished, Piece, Started, Submit, WorkerOrder
+from callpool.manager.core.faults import Fault
+from callpool.manager.core.messages import ClientEvent, Finished, Note, Piece, Started, Submit, WorkerOrder
+from callpool.manager.core.states import Move
 
 
 class _Event(msgspec.Struct, frozen=True, gc=False):
@@ -21,6 +25,68 @@ class Submitted(_Event, frozen=True):
     client: str
     submit: Submit
     session_id: str
+
+
+class SessionAsked(_Event, frozen=True):
+    """A client wants to hold a session itself, now or not at all. Answered with its `SessionView`."""
+
+    holder: str
+    submit: Submit
+    session_id: str
+    start: bool = False
+    """Start it in the same step."""
+
+
+class SessionMoved(_Event, frozen=True):
+    """A client moves a session that is held. Answered with its `SessionView`, or None where there is nothing to release."""
+
+    request_id: str
+    session_id: str | None = None
+    """Which session is meant, where an id was used again; None takes the one that lives, else the last."""
+    move: Move | None = None
+    fault: Fault | None = None
+    """Why it failed, for `Move.FAIL`."""
+    result: bytes | None = None
+    """JSON, for `Move.COMPLETE`."""
+    release: bool = False
+    """Forget the session afterwards; one that is still active ends as cancelled."""
+    settle: bool = False
+    """Let an end that came first stand, without an error."""
+
+
+class SessionsCleaned(_Event, frozen=True):
+    """Somebody asks to end and release every held session that is past its timeout. Answered with their number."""
+
+
+class CreationFailed(_Event, frozen=True):
+    """A session could not even be asked for: its metadata cannot be written, an argument is of a wrong type."""
+
+
+class ThreadsAbandoned(_Event, frozen=True):
+    """Threads of a holder that work on although their session timed out: `change` more, or fewer. Answered."""
+
+    holder: str
+    change: int
+
+
+class MetricsReset(_Event, frozen=True):
+    """Zero the session counters."""
+
+
+class FunctionAsked(_Event, frozen=True):
+    """A client wants a function run within a session, now or not at all. `holder` is the client's process."""
+
+    client: str
+    holder: str
+    submit: Submit
+    session_id: str
+
+
+class Noted(_Event, frozen=True):
+    """A client adds a line to the lifecycle log."""
+
+    client: str
+    note: Note
 
 
 class CancelAsked(_Event, frozen=True):
@@ -37,7 +103,7 @@ class ClientJoined(_Event, frozen=True):
 
 
 class ClientGone(_Event, frozen=True):
-    """A client's process or connection ended: nobody waits for its requests any more."""
+    """A client's process or connection ended: nobody waits for its requests any more, and nobody works in its sessions."""
 
     client: str
 
@@ -85,6 +151,14 @@ class Tick(_Event, frozen=True):
 
 Event = (
     Submitted
+    | SessionAsked
+    | SessionMoved
+    | SessionsCleaned
+    | CreationFailed
+    | ThreadsAbandoned
+    | MetricsReset
+    | FunctionAsked
+    | Noted
     | CancelAsked
     | ClientGone
     | ClientJoined
@@ -110,6 +184,20 @@ class ToWorker(_Event, frozen=True):
 
     worker: int
     order: WorkerOrder
+
+
+class ToLane(_Event, frozen=True):
+    """Send this to the function lane: `holder` says whose processes may open the function."""
+
+    holder: str
+    order: WorkerOrder
+
+
+class Answer(_Event, frozen=True):
+    """What a session event came to: a plain value, or the fault that refused it."""
+
+    value: Any = None
+    fault: Fault | None = None
 
 
 class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,4 +227,4 @@ class Drained(_Event, frozen=True):
     report: DrainReport
 
 
-Effect = ToClient | ToWorker | Drained
+Effect = ToClient | ToWorker | ToLane | Answer | Drained

@@ -29,9 +29,14 @@ class Account:
         """Whether a call may start now."""
         return self.closed is None and len(self.holders) < self.limit
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot is in use."""
+        return len(self.holders) >= self.limit
+
 
 class Ledger:
-    """All accounts by name."""
+    """All accounts by name. A session may name a provider that is none of them: then there is nothing to reserve."""
 
     def __init__(self, limits: dict[str, int]) -> None:
         self.accounts = {name: Account(name, limit) for name, limit in limits.items()}
@@ -40,10 +45,17 @@ class Ledger:
         """Whether a call on this account may start now."""
         return self.accounts[name].has_slot
 
+    def full_account(self, name: str) -> Account | None:
+        """The account, if there is one of this name and all its slots are in use."""
+        account = self.accounts.get(name)
+        return account if account is not None and account.is_full else None
+
     def reserve(self, name: str, request_id: str) -> None:
-        """Take a slot. The caller has checked that there is one."""
-        self.accounts[name].holders.add(request_id)
+        """Take a slot, if there is such an account. The caller has checked that it has one."""
+        if name in self.accounts:
+            self.accounts[name].holders.add(request_id)
 
     def give_back(self, name: str, request_id: str) -> None:
-        """Return the slot of this request; unknown holders are a defect and raise KeyError."""
-        self.accounts[name].holders.remove(request_id)
+        """Return the slot of this request; one that holds none is a defect and raises KeyError."""
+        if name in self.accounts:
+            self.accounts[name].holders.remove(request_id)

@@ -24,23 +24,34 @@ from callpool.manager.core.deadlines import Deadlines
 from callpool.manager.core.drain import Drain
 from callpool.manager.core.events import (
     AccountClosed,
+    Answer,
     CancelAsked,
     ClientGone,
     ClientJoined,
+    CreationFailed,
     CutAsked,
     DrainAsked,
     Drained,
     Effect,
     Event,
+    FunctionAsked,
+    MetricsReset,
+    Noted,
     Reported,
+    SessionAsked,
+    SessionMoved,
+    SessionsCleaned,
     Submitted,
+    ThreadsAbandoned,
     Tick,
     ToClient,
+    ToLane,
     ToWorker,
     WorkerDown,
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.held import HeldSessions
 from callpool.manager.core.messages import (
     PLACE_BYTES,
     Accepted,
@@ -56,7 +67,7 @@ from callpool.manager.core.messages import (
     Started,
 )
 from callpool.manager.core.places import Places
-from callpool.manager.core.requests import History, Now, Phase, Record, Request
+from callpool.manager.core.requests import Kind, Now, Phase, Record, Request
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import Outcome, SessionTable
 from callpool.manager.core.states import ACTIVE, Move, State, advance
@@ -66,9 +77,13 @@ if TYPE_CHECKING:
 
     from callpool.manager.core.catalogue import Catalogue
     from callpool.manager.core.ledger import Ledger
+    from callpool.manager.core.lifecycle import Lifecycle
+    from callpool.manager.core.messages import Submit
 
 TIMEOUT_GRACE = 1.0
 """Seconds that the core's own deadline lies behind the worker's, so that the worker's exact one normally wins."""
+LEASE_TICK = 0.02
+"""Seconds by which the end of a function or the clean-up of a held session may come late: nothing else guards these."""
 END_GRACE = 3.0
 """Seconds to wait for a worker's acknowledgement of a cancel before the slot is taken back without it."""
 MAX_LOST_ATTEMPTS = 3
@@ -106,25 +121,40 @@ class Core:
         sessions: SessionTable,
         ledger: Ledger,
         scheduler: Scheduler,
-        history: History,
+        lifecycle: Lifecycle,
+        cleanup_interval: float = 5.0,
     ) -> None:
         self.catalogue = catalogue
         self.sessions = sessions
         self.ledger = ledger
         self.scheduler = scheduler
-        self.history = history
-        self.requests: dict[str, Request] = {}
+        self.lifecycle = lifecycle
+        self.mark = lifecycle.mark
+        self.requests = lifecycle.live
         """request_id → every request that has not ended."""
         self.by_client: dict[str, set[str]] = {}
         self.by_worker: dict[int, set[str]] = {}
         """worker → requests dispatched to it; a worker that is not here gets nothing."""
         self.places = Places(scheduler)
+        self.abandoned: dict[str, int] = {}
+        """holder → its threads that still work although their session timed out."""
         self.drain: Drain | None = None
         self._deadlines = Deadlines()
+        self.leases = Deadlines(LEASE_TICK)
+        """When held sessions are cleaned up, and when functions have to end."""
+        self.held = HeldSessions(self, cleanup_interval=cleanup_interval)
         self._sequence = 0
         self._dispatches = 0
         self._handlers: dict[type[Event], Handler] = {
             Submitted: self._submitted,
+            SessionAsked: self.held.asked,
+            SessionMoved: self.held.moved,
+            SessionsCleaned: self.held.cleaned,
+            CreationFailed: self.held.creation_failed,
+            MetricsReset: self._metrics_reset,
+            ThreadsAbandoned: self._threads_abandoned,
+            FunctionAsked: self._function_asked,
+            Noted: self._noted,
             Reported: self._reported,
             CancelAsked: self._cancel_asked,
             ClientJoined: self._client_joined,
@@ -153,7 +183,7 @@ class Core:
 
     def next_deadline(self) -> float | None:
         """Monotonic seconds at which a `Tick` is due, or None."""
-        due = self._deadlines.next()
+        due = min((each for each in (self._deadlines.next(), self.leases.next()) if each is not None), default=None)
         if self.drain is not None and not self.drain.reported:
             drain_due = self.drain.deadline if self.drain.give_up_at is None else self.drain.give_up_at
             due = drain_due if due is None else min(due, drain_due)
@@ -162,26 +192,46 @@ class Core:
     def show(self, request_id: str, now: Now) -> Record | None:
         """The record of a live or remembered request."""
         request = self.requests.get(request_id)
-        return Record.of(request, now, request.ending) if request else self.history.get(request_id)
+        return Record.of(request, now, request.ending) if request else self.lifecycle.record(request_id)
 
     # Submitting.
 
     def _submitted(self, event: Submitted, now: Now, effects: list[Effect]) -> None:
         submit = event.submit
-        promised = not submit.acknowledge and len(submit.payload) <= PLACE_BYTES and self.places.use(event.client)
+        size = len(submit.payload) + len(submit.metadata)
+        promised = not submit.acknowledge and size <= PLACE_BYTES and self.places.use(event.client)
         fault = self._refuse(event, promised=promised)
         if fault is not None:
             effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
             return
-        self._sequence += 1
-        request = Request(event.client, submit, event.session_id, self._sequence, self.catalogue.timeout_for(submit))
-        request.phases.append((Phase.RECEIVED, now))
-        self.requests[request.request_id] = request
-        self.by_client.setdefault(event.client, set()).add(request.request_id)
+        request = self.receive(event.client, submit, event.session_id, Kind.CALL, now)
         self._enqueue(request, Move.ENQUEUE, now)
         if submit.acknowledge:
             effects.append(ToClient(event.client, Accepted(request.request_id, self.scheduler.position(request))))
         self._grant(event.client, effects)
+
+    def receive(self, client: str, submit: Submit, session_id: str, kind: Kind, now: Now) -> Request:
+        """Take a request in. From here on it lives, until `end`."""
+        self._sequence += 1
+        timeout = self.catalogue.timeout_for(submit)
+        request = Request(client, submit, session_id, self._sequence, timeout, kind)
+        self.requests[request.request_id] = request
+        self.by_client.setdefault(client, set()).add(request.request_id)
+        self.mark(request, Phase.RECEIVED, now)
+        return request
+
+    def take_session(self, request: Request, now: Now) -> None:
+        """Open the request's session, with a slot of its account where it has one. There is room: somebody has looked."""
+        self.ledger.reserve(request.provider, request.request_id)
+        request.session = self.sessions.open(
+            request.session_id,
+            request.request_id,
+            request.provider,
+            request.model,
+            request.metadata_bytes,
+            now.monotonic,
+        )
+        self.mark(request, Phase.SESSION_ALLOCATED, now)
 
     def _grant(self, client: str, effects: list[Effect]) -> None:
         more = self.places.grant(client)
@@ -197,17 +247,17 @@ class Core:
             return refusals.duplicate(event.submit.request_id)
         if (fault := self.sessions.refuse_metadata(len(event.submit.metadata))) is not None:
             return fault
-        if not promised and not self._has_queue_room(len(event.submit.payload)):
+        if not promised and not self._has_queue_room(len(event.submit.payload) + len(event.submit.metadata)):
             return refusals.queue_full(self.scheduler, self.places.total)
         return None
 
-    def _has_queue_room(self, payload_bytes: int) -> bool:
+    def _has_queue_room(self, size: int) -> bool:
         places = self.places
-        return self.scheduler.has_room(payload_bytes, promised=places.total, promised_bytes=places.total_bytes)
+        return self.scheduler.has_room(size, promised=places.total, promised_bytes=places.total_bytes)
 
     def _enqueue(self, request: Request, move: Move, now: Now) -> None:
         advance(request, move)
-        request.phases.append((Phase.QUEUED if move is Move.ENQUEUE else Phase.RETRY, now))
+        self.mark(request, Phase.QUEUED if move is Move.ENQUEUE else Phase.RETRY, now)
         self.scheduler.push(request)
 
     # Dispatching.
@@ -231,19 +281,14 @@ class Core:
         request.tries += 1
         request.worker = worker
         self.by_worker[worker].add(request.request_id)
-        self.ledger.reserve(request.provider, request.request_id)
+        self.mark(request, Phase.DEQUEUED, now)
         if request.session is None:
-            request.session = self.sessions.open(
-                request.session_id,
-                request.request_id,
-                request.provider,
-                request.model,
-                request.metadata_bytes,
-                now.monotonic,
-            )
+            self.sessions.queue_waits.add(now.monotonic - request.phases[0][1].monotonic)
+            self.take_session(request, now)
         else:
+            self.ledger.reserve(request.provider, request.request_id)
             self.sessions.resume(request.session)
-        request.phases += ((Phase.DEQUEUED, now), (Phase.SESSION_ALLOCATED, now))
+            self.mark(request, Phase.SESSION_ALLOCATED, now)
         self._deadlines.set(request.request_id, now.monotonic + request.timeout + TIMEOUT_GRACE)
         effects.append(
             ToWorker(
@@ -260,6 +305,35 @@ class Core:
             )
         )
 
+    # Functions.
+
+    def _function_asked(self, event: FunctionAsked, now: Now, effects: list[Effect]) -> None:
+        """Like a held session it takes a session now or is rejected; like a call it is worked on elsewhere."""
+        submit = event.submit
+        fault = self.held.refuse(submit)
+        if fault is not None:
+            effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
+            return
+        request = self.receive(event.client, submit, event.session_id, Kind.FUNCTION, now)
+        request.holder = event.holder
+        advance(request, Move.ALLOCATE)
+        self._dispatches += 1
+        request.attempt = self._dispatches
+        request.tries = 1
+        self.take_session(request, now)
+        self.leases.set(request.request_id, now.monotonic + request.timeout)
+        order = Dispatch(
+            request.request_id,
+            request.attempt,
+            request.provider,
+            request.model,
+            request.timeout,
+            stream=False,
+            payload=request.payload,
+        )
+        request.payload = b""
+        effects.append(ToLane(request.holder, order))
+
     # What workers report.
 
     def _reported(self, event: Reported, now: Now, effects: list[Effect]) -> None:
@@ -274,14 +348,20 @@ class Core:
         elif type(report) is Piece:
             self._start(request, now)  # what gives text has started
             if request.phases[-1][0] is Phase.PROVIDER_CALL_START:
-                request.phases.append((Phase.FIRST_TOKEN, now))
+                self.mark(request, Phase.FIRST_TOKEN, now)
             effects.append(ToClient(request.client, Chunk(request.request_id, report.body)))
 
     def _start(self, request: Request, now: Now) -> None:
         if request.state is State.PROCESSING:
             return
+        self.start(request, now)
+        if request.kind is Kind.FUNCTION and request.ending is None:
+            self.leases.set(request.request_id, now.monotonic + request.timeout)
+
+    def start(self, request: Request, now: Now) -> None:
+        """The work begins."""
         advance(request, Move.START)
-        request.phases.append((Phase.PROVIDER_CALL_START, now))
+        self.mark(request, Phase.PROVIDER_CALL_START, now)
         if request.session is not None:
             request.session.started_at = now.monotonic
 
@@ -292,16 +372,23 @@ class Core:
         if fault is None and request.state is State.ALLOCATED:
             self._start(request, now)  # an answer that needed no provider
         if request.state is State.PROCESSING:
-            request.phases.append((Phase.PROVIDER_CALL_END, now))
-        self._end(request, fault, now, effects, body=report.body)
+            self.mark(request, Phase.PROVIDER_CALL_END, now)
+        self.end(request, fault, now, effects, body=report.body)
 
     # Ending requests.
 
-    def _end(
-        self, request: Request, fault: Fault | None, now: Now, effects: list[Effect], *, body: bytes | None = None
+    def end(
+        self,
+        request: Request,
+        fault: Fault | None,
+        now: Now,
+        effects: list[Effect],
+        *,
+        body: bytes | None = None,
+        state: State | None = None,
     ) -> None:
-        """The one way out: final state, session, slot, records, and the news to the client."""
-        state = state_of(fault)
+        """The one way out: final state, session, slot, records, and the news to the client. `state` else is the fault's."""
+        state = state_of(fault) if state is None else state
         if state is State.INTERRUPTED and request.state is not State.PROCESSING:
             state = State.ERROR  # nothing is in doubt before the call
         move, outcome, phase = _OUTCOME_OF[state]
@@ -312,8 +399,8 @@ class Core:
         session = request.session
         if session is not None:
             self.sessions.close(session, outcome, now.monotonic)
-            request.phases.append((Phase.SESSION_RELEASED, now))
-        request.phases.append((phase, now))
+            self.mark(request, Phase.SESSION_RELEASED, now)
+        self.mark(request, phase, now)
         del self.requests[request.request_id]
         owned = self.by_client.get(request.client)
         if owned is not None:
@@ -323,7 +410,9 @@ class Core:
         if self.drain is not None:
             self.drain.count(state, by_cut=fault is not None and fault.details.get("reason") == refusals.BY_DRAIN)
         request.payload = b""
-        self.history.add(request, now, fault)
+        self.lifecycle.add_ended(request, now, fault)
+        if request.kind is Kind.HELD:
+            return  # nobody waits for news: whoever works in the session asks
         duration = session.duration(now.monotonic) if session else 0.0
         done = Done(request.request_id, state.value, request.session_id if session else None, duration, body, fault)
         effects.append(ToClient(request.client, done))
@@ -331,30 +420,35 @@ class Core:
     def _release(self, request: Request) -> None:
         """Take back worker and slot, if the request holds them; its session is the caller's business."""
         self._deadlines.clear(request.request_id)
+        self.leases.clear(request.request_id)
         if request.state not in ACTIVE:
             return
         self.ledger.give_back(request.provider, request.request_id)
         if request.worker in self.by_worker:
             self.by_worker[request.worker].discard(request.request_id)
 
-    def _order_end(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
+    def order_end(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
         """End a request wherever it is: at once if it waits, through its worker if it is active."""
-        if request.state not in ACTIVE:
-            self._end(request, fault, now, effects)
+        if request.kind is Kind.HELD or request.state not in ACTIVE:
+            self.end(request, fault, now, effects)
             return
         if request.ending is not None:
             return
         request.ending = fault
         self._deadlines.set(request.request_id, now.monotonic + END_GRACE)
-        if request.worker is not None:
-            effects.append(ToWorker(request.worker, CancelCall(request.request_id, request.attempt)))
+        order = CancelCall(request.request_id, request.attempt)
+        if request.kind is Kind.FUNCTION:
+            self.leases.clear(request.request_id)
+            effects.append(ToLane(request.holder, order))
+        elif request.worker is not None:
+            effects.append(ToWorker(request.worker, order))
 
     def _cancel_asked(self, event: CancelAsked, now: Now, effects: list[Effect]) -> None:
         request = self.requests.get(event.request_id)
         if request is None or (event.client is not None and event.client != request.client):
             return
         who = "its client" if event.client else "the operator"
-        self._order_end(request, refusals.cancelled(who), now, effects)
+        self.order_end(request, refusals.cancelled(who), now, effects)
 
     def _client_joined(self, event: ClientJoined, _now: Now, effects: list[Effect]) -> None:
         if self.drain is None:
@@ -363,8 +457,11 @@ class Core:
 
     def _client_gone(self, event: ClientGone, now: Now, effects: list[Effect]) -> None:
         self.places.leave(event.client)
+        self.abandoned.pop(event.client, None)  # a process ends with all its threads
         for request_id in sorted(self.by_client.get(event.client, ())):
-            self._order_end(self.requests[request_id], refusals.client_gone(), now, effects)
+            request = self.requests[request_id]
+            gone = refusals.holder_gone() if request.kind is Kind.HELD else refusals.client_gone()
+            self.order_end(request, gone, now, effects)
 
     # Workers and accounts.
 
@@ -379,11 +476,11 @@ class Core:
     def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         """The worker of this request is gone."""
         if request.ending is not None:
-            self._end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
+            self.end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
         elif request.state is State.PROCESSING:
-            self._end(request, refusals.worker_lost(request, event.worker, event.reason), now, effects)
+            self.end(request, refusals.worker_lost(request, event.worker, event.reason), now, effects)
         elif request.tries >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
-            self._end(request, refusals.never_started(request, event.worker, event.reason), now, effects)
+            self.end(request, refusals.never_started(request, event.worker, event.reason), now, effects)
         else:
             self._release(request)
             if request.session is not None:
@@ -400,11 +497,32 @@ class Core:
         for request_id in self._deadlines.pop_due(now.monotonic):
             request = self.requests[request_id]
             if request.ending is not None:
-                self._end(request, refusals.unacknowledged(request), now, effects)
+                self.end(request, refusals.unacknowledged(request), now, effects)
             else:
-                self._order_end(request, refusals.timed_out(request), now, effects)
+                self.order_end(request, refusals.timed_out(request), now, effects)
+        for request_id in self.leases.pop_due(now.monotonic):
+            request = self.requests[request_id]
+            if request.kind is Kind.HELD:
+                self.held.time_out(request, now, effects)
+            else:
+                self.order_end(request, refusals.session_timed_out(request.timeout), now, effects)
         if self.drain is not None and self.drain.cut_at is None and now.monotonic >= self.drain.deadline:
             self._cut(now, effects)
+
+    # Figures and the log.
+
+    def _metrics_reset(self, _event: MetricsReset, now: Now, effects: list[Effect]) -> None:
+        self.sessions.reset(now.monotonic)
+        effects.append(Answer())
+
+    def _threads_abandoned(self, event: ThreadsAbandoned, _now: Now, effects: list[Effect]) -> None:
+        left = max(0, self.abandoned.pop(event.holder, 0) + event.change)
+        if left:
+            self.abandoned[event.holder] = left
+        effects.append(Answer())
+
+    def _noted(self, event: Noted, now: Now, _effects: list[Effect]) -> None:
+        self.lifecycle.note(event.client, event.note, now)
 
     # Draining.
 
@@ -435,7 +553,7 @@ class Core:
             return
         self.drain.cut(now=now.monotonic, active=self.sessions.active)
         for request in sorted(self.requests.values(), key=lambda each: each.sequence):
-            self._order_end(request, refusals.cut_by_drain(), now, effects)
+            self.order_end(request, refusals.cut_by_drain(), now, effects)
 
     def _finish_drain(self, now: Now, effects: list[Effect]) -> None:
         drain = self.drain
@@ -443,7 +561,7 @@ class Core:
             return
         if self.requests and drain.give_up_at is not None and now.monotonic >= drain.give_up_at:
             for request in list(self.requests.values()):
-                self._end(request, refusals.unacknowledged(request), now, effects)
+                self.end(request, refusals.unacknowledged(request), now, effects)
         if not self.requests:
             drain.reported = True
             effects.append(Drained(drain.report(now.monotonic)))

@@ -15,12 +15,12 @@ import msgspec
 
 from callpool.manager.core.faults import Fault
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised with every change of meaning below; both sides of a handshake must have the same."""
 
 
 PLACE_BYTES = 64 * 1024
-"""Payload that a promised place in the queue holds; larger submits ask."""
+"""Payload and metadata that a promised place in the queue holds; larger submits ask."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -58,7 +58,35 @@ class Ask(_Message, frozen=True, tag=3):
     arguments: dict[str, Any] = {}
 
 
-ClientMessage = Submit | Cancel | Ask
+class RunFunction(_Message, frozen=True, tag=4):
+    """Run a function in a process of its own, within a session. `payload` is for that process alone to open.
+
+    Unlike a `Submit` it never waits for a session: without a free one it is rejected. `Done.body` is the function's outcome,
+    for the client alone to open, also where `fault` says that the function failed.
+    """
+
+    request_id: str
+    provider: str
+    model: str
+    payload: bytes
+    metadata: bytes = b"{}"
+    timeout: float | None = None
+
+
+class Note(_Message, frozen=True, tag=5):
+    """A line for the lifecycle log, from a client. Not answered."""
+
+    request_id: str
+    phase: str
+    at: float
+    """Wall-clock seconds since the epoch, at the client."""
+    session_id: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    metadata: bytes = b"{}"
+
+
+ClientMessage = Submit | Cancel | Ask | RunFunction | Note
 
 
 # Supervisor → client, on a channel.

@@ -29,7 +29,7 @@ class Places:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of payload that the promises may bring."""
+        """Bytes of payload and metadata that the promises may bring."""
         return self.total * PLACE_BYTES
 
     def join(self, client: str) -> None:

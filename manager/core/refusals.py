@@ -34,6 +34,77 @@ def duplicate(request_id: str) -> Fault:
     )
 
 
+def capacity_full(limit: int, active: int, account: str | None = None) -> Fault:
+    """No session is free, in the pool or on the account. The specification fixes the text."""
+    where = "" if account is None else f" on account {account!r}"
+    raise_what = "max_concurrent_sessions" if account is None else f"concurrency of provider {account!r}"
+    return Fault(
+        code="capacity_full",
+        message=f"Maximum concurrent sessions reached (limit {limit}, active {active}){where}",
+        hint=f"wait, release a session, or raise {raise_what}; `submit` waits by itself",
+        details={"limit": limit, "active": active} | ({} if account is None else {"account": account}),
+    )
+
+
+def creation_failed(cause: Fault) -> Fault:
+    """A session cannot be created as it was asked for. The specification fixes the beginning of the text."""
+    return Fault(
+        code="session_creation_failed",
+        message=f"Failed to create session: {cause.message}",
+        param=cause.param,
+        hint=cause.hint,
+        details=dict(cause.details),
+    )
+
+
+def no_session(request_id: str) -> Fault:
+    """No session has this id."""
+    return Fault(
+        code="unknown_request", message=f"no session has the request id {request_id[:80]!r}", param="request_id"
+    )
+
+
+def not_held(request_id: str) -> Fault:
+    """The session of a submitted request: its worker moves it."""
+    return Fault(
+        code="illegal_move",
+        message=f"the session of {request_id!r} belongs to a submitted request: only its worker moves it",
+        hint="cancel the request instead",
+        details={"request_id": request_id},
+    )
+
+
+def illegal_move(request_id: str, state: State, move: str) -> Fault:
+    """The table has no such move."""
+    hint = "start it first" if state is State.IDLE else None
+    return Fault(
+        code="illegal_move",
+        message=f"the session of {request_id!r} is {state.value}: it cannot {move.replace('_', ' ')}",
+        hint=hint,
+        details={"request_id": request_id, "state": state.value, "move": move},
+    )
+
+
+def session_timed_out(seconds: float) -> Fault:
+    """A held session reached its timeout."""
+    details: dict[str, Detail] = {"seconds": seconds, "which": "total"}
+    return Fault(code="timeout", message=f"the session did not end within {seconds:g} s", details=details)
+
+
+def released_active() -> Fault:
+    """A session was released before it had an outcome."""
+    return Fault(code="cancelled", message="released before it ended", details={"reason": "released"})
+
+
+def holder_gone() -> Fault:
+    """The process that held a session is gone."""
+    return Fault(
+        code="holder_gone",
+        message="the process that held the session ended, or let go of its connection",
+        details={"reason": "holder_gone"},
+    )
+
+
 def queue_full(scheduler: Scheduler, promised: int) -> Fault:
     """No place in the queue."""
     waiting, limit = len(scheduler), scheduler.max_requests

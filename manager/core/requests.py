@@ -1,8 +1,7 @@
-"""What the supervisor remembers of a request: while it lives, and after it ended."""
+"""What the supervisor remembers of a request: while it lives, and what `show` says of it."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,6 +41,17 @@ class Phase(StrEnum):
     RETRY = "RETRY"
 
 
+class Kind(StrEnum):
+    """Who does the work of a request."""
+
+    CALL = "call"
+    """A worker calls a provider."""
+    FUNCTION = "function"
+    """A process of the function lane runs a client's function."""
+    HELD = "held"
+    """The client itself: it only holds the session."""
+
+
 class Request:
     """A live request. Owned by the machine; `state` is changed by `states.advance` alone."""
 
@@ -49,13 +59,18 @@ class Request:
         "attempt",
         "client",
         "ending",
+        "holder",
+        "kind",
+        "metadata",
         "metadata_bytes",
         "model",
         "payload",
         "payload_bytes",
         "phases",
         "provider",
+        "released",
         "request_id",
+        "result",
         "sequence",
         "session",
         "session_id",
@@ -66,14 +81,30 @@ class Request:
         "worker",
     )
 
-    def __init__(self, client: str, submit: Submit, session_id: str, sequence: int, timeout: float) -> None:
+    def __init__(
+        self,
+        client: str,
+        submit: Submit,
+        session_id: str,
+        sequence: int,
+        timeout: float,
+        kind: Kind = Kind.CALL,
+    ) -> None:
         self.request_id = submit.request_id
         self.client = client
         self.provider = submit.provider
         self.model = submit.model
         self.payload = submit.payload
         self.payload_bytes = len(submit.payload)
+        self.kind = kind
+        self.holder = client
+        """The process that a session ends with: of a held one, or of a function."""
+        self.metadata = submit.metadata
         self.metadata_bytes = len(submit.metadata)
+        self.result: bytes | None = None
+        """What the holder said that it came to, as JSON."""
+        self.released = False
+        """Whether the holder is done with the session, so that it is only history."""
         self.stream = submit.stream
         self.timeout = timeout
         self.session_id = session_id
@@ -101,6 +132,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     model: str
     state: str
+    kind: str
     attempt: int
     worker: int | None
     timeout: float
@@ -122,6 +154,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             provider=request.provider,
             model=request.model,
             state=request.state.value,
+            kind=request.kind.value,
             attempt=request.tries,
             worker=request.worker,
             timeout=request.timeout,
@@ -131,34 +164,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             duration=request.session.duration(now.monotonic) if request.session else 0.0,
             fault=fault,
         )
-
-
-class History:
-    """The last finished requests, bounded by count."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._ended: OrderedDict[str, tuple[Request, Now, Fault | None]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._ended)
-
-    def add(self, request: Request, now: Now, fault: Fault | None) -> None:
-        """Remember an ended request without its payload; the oldest beyond the limit is forgotten."""
-        if self._limit == 0:
-            return
-        self._ended.pop(request.request_id, None)  # an id may be used again after its request ended
-        self._ended[request.request_id] = (request, now, fault)
-        if len(self._ended) > self._limit:
-            self._ended.popitem(last=False)
-
-    def get(self, request_id: str) -> Record | None:
-        """The record of an ended request, or None if it is unknown or forgotten."""
-        found = self._ended.get(request_id)
-        if found is None:
-            return None
-        request, now, fault = found
-        return Record.of(request, now, fault)
 
 
 def as_plain(record: Record) -> dict[str, Any]:

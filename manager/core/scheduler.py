@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Scheduler:
-    """The queue of the pool, bounded in count and in bytes of payload."""
+    """The queue of the pool, bounded in count and in bytes of payload and metadata."""
 
     def __init__(self, *, max_requests: int, max_bytes: int) -> None:
         self.max_requests = max_requests
@@ -37,14 +37,14 @@ class Scheduler:
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes of payload that wait."""
+        """Bytes of payload and metadata that wait."""
         return self._bytes
 
-    def has_room(self, payload_bytes: int, *, promised: int = 0, promised_bytes: int = 0) -> bool:
+    def has_room(self, size: int, *, promised: int = 0, promised_bytes: int = 0) -> bool:
         """Whether one more request of this size may wait besides what is promised to others."""
         if len(self._waiting) + promised >= self.max_requests:
             return False
-        return self._bytes + promised_bytes + payload_bytes <= self.max_bytes
+        return self._bytes + promised_bytes + size <= self.max_bytes
 
     def count(self, account: str) -> int:
         """How many requests wait for this account."""
@@ -55,7 +55,7 @@ class Scheduler:
         account = request.provider
         self._waiting[request.request_id] = request
         self._counts[account] = self._counts.get(account, 0) + 1
-        self._bytes += len(request.payload)
+        self._bytes += request.payload_bytes + request.metadata_bytes
         heap = self._heaps.get(account)
         if heap is None:
             heap = self._heaps[account] = []
@@ -105,7 +105,7 @@ class Scheduler:
     def _leave(self, request_id: str) -> Request:
         request = self._waiting.pop(request_id)
         self._counts[request.provider] -= 1
-        self._bytes -= len(request.payload)
+        self._bytes -= request.payload_bytes + request.metadata_bytes
         return request
 
     def _is_waiting(self, entry: tuple[int, str]) -> bool:

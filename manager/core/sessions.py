@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.metrics import Histogram, Rate, Tally
+from callpool.manager.core.refusals import capacity_full
 
 
 class Outcome(StrEnum):
@@ -74,10 +76,17 @@ class SessionTable:
         self.peak = 0
         self.created = 0
         self.ended: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
-        self.total_duration = 0.0
+        self.live_at_reset = 0
+        """Sessions that lived when the counters were last zeroed: created + these = live + ended."""
         self.rejected_capacity = 0
         self.rejected_metadata_size = 0
         self.rejected_creation_error = 0
+        self.durations = Histogram()
+        self.queue_waits = Histogram()
+        """Seconds from the queue to the session, of requests that were submitted."""
+        self.creations = Rate()
+        self.completions = Rate()
+        self.by_provider = Tally()
 
     @property
     def has_room(self) -> bool:
@@ -102,12 +111,7 @@ class SessionTable:
         if self.has_room:
             return None
         self.rejected_capacity += 1
-        return Fault(
-            code="capacity_full",
-            message=f"Maximum concurrent sessions reached (limit {self.max_concurrent}, active {self.active})",
-            hint="wait, release a session, or raise max_concurrent_sessions",
-            details={"limit": self.max_concurrent, "active": self.active},
-        )
+        return capacity_full(self.max_concurrent, self.active)
 
     def open(
         self, session_id: str, request_id: str, provider: str, model: str, metadata_bytes: int, now: float
@@ -116,6 +120,7 @@ class SessionTable:
         session = Session(session_id, request_id, provider, model, metadata_bytes, now)
         self.live[request_id] = session
         self.created += 1
+        self.creations.add(now)
         self._take(session)
         return session
 
@@ -137,7 +142,9 @@ class SessionTable:
         session.ended_at = now
         session.outcome = outcome
         self.ended[outcome] += 1
-        self.total_duration += session.duration(now)
+        self.durations.add(session.duration(now))
+        self.completions.add(now)
+        self.by_provider.add(session.provider, outcome.value)
 
     def _take(self, session: Session) -> None:
         self.active += 1
@@ -149,13 +156,25 @@ class SessionTable:
         self.active -= 1
         self.metadata_bytes -= session.metadata_bytes
 
+    def reset(self, now: float) -> None:
+        """Zero every counter and distribution; live sessions, their bytes and their leases stay as they are."""
+        self.created = 0
+        self.ended = dict.fromkeys(Outcome, 0)
+        self.live_at_reset = len(self.live)
+        self.peak = self.active
+        self.rejected_capacity = self.rejected_metadata_size = self.rejected_creation_error = 0
+        for histogram in (self.durations, self.queue_waits):
+            histogram.clear()
+        for rate in (self.creations, self.completions):
+            rate.clear(now)
+        self.by_provider.clear()
+
     def statistics(self, *, shutdown_requested: bool) -> dict[str, int | float | bool]:
         """The statistics of the contract, by its names. O(live) for `metrics_drift` alone, which audits every charge."""
         ended = self.ended
-        total_ended = sum(ended.values())
         audit = sum(session.metadata_bytes for session in self.live.values() if session.held)
         return {
-            "total_sessions": self.created,
+            "total_sessions": len(self.live) + sum(ended.values()),
             "total_sessions_created": self.created,
             "total_sessions_completed": ended[Outcome.COMPLETED],
             "total_sessions_timeout": ended[Outcome.TIMEOUT],
@@ -175,7 +194,27 @@ class SessionTable:
             "sessions_rejected_capacity": self.rejected_capacity,
             "sessions_rejected_metadata_size": self.rejected_metadata_size,
             "sessions_rejected_creation_error": self.rejected_creation_error,
-            "average_session_duration": self.total_duration / total_ended if total_ended else 0.0,
+            "average_session_duration": self.durations.mean,
             "metrics_drift": audit - self.metadata_bytes,
             "shutdown_requested": shutdown_requested,
+        }
+
+    def metrics(self, *, now: float, shutdown_requested: bool) -> dict[str, object]:
+        """The statistics, and rates and distributions beside them. Rates divide by all ended sessions, 0.0 without any."""
+        ended = sum(self.ended.values())
+
+        def share(outcome: Outcome) -> float:
+            return self.ended[outcome] / ended if ended else 0.0
+
+        return {
+            **self.statistics(shutdown_requested=shutdown_requested),
+            "sessions_live_at_reset": self.live_at_reset,
+            "success_rate": share(Outcome.COMPLETED),
+            "error_rate": share(Outcome.ERROR),
+            "timeout_rate": share(Outcome.TIMEOUT),
+            "duration_seconds": self.durations.as_plain(),
+            "queue_wait_seconds": self.queue_waits.as_plain(),
+            "creations_per_second": self.creations.per_second(now),
+            "completions_per_second": self.completions.per_second(now),
+            "providers": self.by_provider.as_plain(),
         }

@@ -9,6 +9,9 @@ Rules of this file:
 Theory of operation: a request is received, waits in the queue, is allocated a session and a worker, and is being
 processed from the moment its worker is about to contact the provider. From `PROCESSING` on money may have been spent, so
 leaving it without knowing the outcome leads to `INTERRUPTED`, which only a person or an explicit permission leaves.
+
+A session that a client holds (`create_session`) takes the short way: it is idle until its holder starts it, and its holder's
+word ends it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ class State(StrEnum):
     """Where a request is."""
 
     RECEIVED = "received"
+    IDLE = "idle"
     QUEUED = "queued"
     ALLOCATED = "allocated"
     PROCESSING = "processing"
@@ -36,6 +40,7 @@ class Move(StrEnum):
     """What can happen to a request."""
 
     REJECT = "reject"
+    CREATE = "create"
     ENQUEUE = "enqueue"
     ALLOCATE = "allocate"
     START = "start"
@@ -50,7 +55,15 @@ class Move(StrEnum):
 MOVES: dict[State, dict[Move, State]] = {
     State.RECEIVED: {
         Move.REJECT: State.REJECTED,
+        Move.CREATE: State.IDLE,  # a client holds the session and does the work itself
         Move.ENQUEUE: State.QUEUED,
+        Move.ALLOCATE: State.ALLOCATED,  # a function, which has a lane of its own and never queues for an account
+    },
+    State.IDLE: {
+        Move.START: State.PROCESSING,
+        Move.FAIL: State.ERROR,
+        Move.TIME_OUT: State.TIMEOUT,
+        Move.CANCEL: State.CANCELLED,
     },
     State.QUEUED: {
         Move.ALLOCATE: State.ALLOCATED,
@@ -84,7 +97,7 @@ MOVES: dict[State, dict[Move, State]] = {
     State.REJECTED: {},
 }
 
-ACTIVE = frozenset({State.ALLOCATED, State.PROCESSING})
+ACTIVE = frozenset({State.IDLE, State.ALLOCATED, State.PROCESSING})
 """States in which a request holds a session: one slot and its metadata bytes."""
 
 ENDED = frozenset(state for state, moves in MOVES.items() if not moves) | {State.INTERRUPTED}

@@ -10,9 +10,10 @@ from callpool.manager.core.catalogue import Catalogue, ProviderEntry
 from callpool.manager.core.events import Effect, Event, Reported, Submitted, ToClient, ToWorker, WorkerUp
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.ledger import Ledger
+from callpool.manager.core.lifecycle import Lifecycle
 from callpool.manager.core.machine import Core
 from callpool.manager.core.messages import ClientEvent, Finished, Started, Submit, WorkerOrder
-from callpool.manager.core.requests import History, Now
+from callpool.manager.core.requests import Now
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 
@@ -51,7 +52,7 @@ def make_core(
         sessions=sessions(max_concurrent=pool, max_metadata_bytes=max_metadata),
         ledger=ledger({**limits, "keyless": 1}),
         scheduler=scheduler(max_requests=max_requests, max_bytes=max_bytes),
-        history=History(history),
+        lifecycle=Lifecycle(max_requests=history),
     )
 
 

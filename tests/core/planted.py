@@ -157,8 +157,8 @@ class OverThePool(SessionTable):
 class DeadlineForgotten(Core):
     """A cancel that is not acknowledged keeps its slot for ever."""
 
-    def _order_end(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
-        super()._order_end(request, fault, now, effects)
+    def order_end(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
+        super().order_end(request, fault, now, effects)
         self._deadlines.clear(request.request_id)
 
 

@@ -20,8 +20,14 @@ from .build import TIMEOUT
 
 if TYPE_CHECKING:
     from callpool.manager.core.events import Event
+    from callpool.manager.core.messages import Submit
 
 States: TypeAlias = frozenset[str]
+
+
+def size_of(submit: Submit) -> int:
+    """What a submit takes of the queue's bytes."""
+    return len(submit.payload) + len(submit.metadata)
 
 
 class Violation(AssertionError):
@@ -119,13 +125,13 @@ class Books:
         self._numbers += 1
         self.live[submit.request_id] = Submission(self._numbers, event)
         self.waiting[submit.provider].append(submit.request_id)
-        self.waiting_bytes += len(submit.payload)
+        self.waiting_bytes += size_of(submit)
 
     def hold(self, found: Submission, worker: int, attempt: int, now: float) -> None:
         """A request was dispatched: it holds a session, a slot and a worker."""
         request_id, account = found.submit.request_id, found.submit.provider
         self.waiting[account].popleft()
-        self.waiting_bytes -= len(found.submit.payload)
+        self.waiting_bytes -= size_of(found.submit)
         self.held[account].add(request_id)
         self.up[worker].add(request_id)
         self.created += found.tries == 0
@@ -140,7 +146,7 @@ class Books:
         found.worker = None
         ids = [*self.waiting[account], request_id]
         self.waiting[account] = deque(sorted(ids, key=lambda each: self.live[each].number))
-        self.waiting_bytes += len(found.submit.payload)
+        self.waiting_bytes += size_of(found.submit)
 
     def end(self, found: Submission, state: str) -> None:
         """A request ended: everything it held is free."""
@@ -148,7 +154,7 @@ class Books:
         del self.live[request_id]
         if found.worker is None:
             self.waiting[account].remove(request_id)
-            self.waiting_bytes -= len(found.submit.payload)
+            self.waiting_bytes -= size_of(found.submit)
         else:
             self.held[account].discard(request_id)
             self.up.get(found.worker, set()).discard(request_id)

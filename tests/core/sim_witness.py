@@ -36,7 +36,7 @@ from callpool.manager.core.messages import (
     Started,
 )
 
-from .sim_model import Books, States, Submission, Violation
+from .sim_model import Books, States, Submission, Violation, size_of
 from .sim_worker import answer_to, piece_of
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Witness(Books):
         if len(submit.metadata) > self.max_metadata:
             return "metadata_too_large"
         full = sum(map(len, self.waiting.values())) >= self.max_requests
-        return "queue_full" if full or self.waiting_bytes + len(submit.payload) > self.max_bytes else None
+        return "queue_full" if full or self.waiting_bytes + size_of(submit) > self.max_bytes else None
 
     def _subject(self, event: Reported, payload: bytes | None) -> Submission | None:
         """The live submission that a report is truly about, or None: it is late, and must change nothing."""

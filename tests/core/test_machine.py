@@ -376,9 +376,9 @@ def test_the_queue_is_bounded_and_says_so() -> None:
 
 def test_the_queue_is_bounded_in_bytes_and_what_was_accepted_is_kept_beyond_it() -> None:
     b = bench(pool=1, max_bytes=100)
-    b.submit("r1", payload=b"x" * 90)
-    b.submit("r2", payload=b"x" * 90)
-    assert refused(b.submit("r3", payload=b"x" * 11)).code == "queue_full"
+    b.submit("r1", payload=b"x" * 90, metadata=b"")
+    b.submit("r2", payload=b"x" * 80, metadata=b"y" * 10)
+    assert refused(b.submit("r3", payload=b"x" * 9, metadata=b"yy")).code == "queue_full"
     b.do(WorkerDown(1, "was killed"))
     assert b.core.scheduler.queued_bytes == 180
     assert dispatched(b.do(WorkerUp(2))) == ["r1"]

@@ -49,7 +49,7 @@ class Room:
         self.number += 1
         if not ask and self.places.get(client):
             self.places[client] -= 1
-        submit = Submit(f"r{self.number}", "a", "m", b"x" * size, acknowledge=ask)
+        submit = Submit(f"r{self.number}", "a", "m", b"x" * size, metadata=b"", acknowledge=ask)
         messages = self.apply(Submitted(client, submit, f"session_{self.number}"))
         return not any(isinstance(message, Rejected) for message in messages)
 

@@ -13,7 +13,7 @@ ACCOUNTS = "abc"
 
 
 def request(number: int, account: str = "a", size: int = 1, request_id: str | None = None) -> Request:
-    submit = Submit(request_id or f"r{number}", account, "m", b"x" * size)
+    submit = Submit(request_id or f"r{number}", account, "m", b"x" * size, metadata=b"")
     return Request("c", submit, f"session_{number}", number, 10.0)
 
 

@@ -6,11 +6,24 @@ from itertools import product
 
 import pytest
 
-from callpool.manager.core import catalogue, deadlines, drain, ledger, machine, requests, scheduler, sessions, states
+from callpool.manager.core import (
+    catalogue,
+    deadlines,
+    drain,
+    held,
+    ledger,
+    lifecycle,
+    machine,
+    requests,
+    scheduler,
+    sessions,
+    states,
+)
 from callpool.manager.core.states import ACTIVE, ENDED, MOVES, IllegalTransition, Move, State, advance
 
 PICTURE = {
-    "received": "queued rejected",
+    "received": "idle queued allocated rejected",
+    "idle": "processing error timeout cancelled",
     "queued": "allocated error timeout cancelled",
     "allocated": "processing queued error timeout cancelled",
     "processing": "completed error timeout cancelled interrupted queued",
@@ -71,7 +84,19 @@ def test_active_and_ended_are_apart() -> None:
 
 def test_only_advance_changes_a_state() -> None:
     doors = []
-    for module in (catalogue, deadlines, drain, ledger, machine, requests, scheduler, sessions, states):
+    for module in (
+        catalogue,
+        deadlines,
+        drain,
+        held,
+        ledger,
+        lifecycle,
+        machine,
+        requests,
+        scheduler,
+        sessions,
+        states,
+    ):
         for function in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(function, ast.FunctionDef):
                 doors += [f"{module.__name__}.{function.name}" for node in ast.walk(function) if _sets_state(node)]

@@ -31,7 +31,7 @@ class Caller:
         self.beds: dict[int, Sleeper] = {}
         self.lost: list[ConnectionLost] = []
         self.on_event: Callable[[ClientEvent], None] = lambda _event: None
-        connection = WireConnection(connected, "test", [])
+        connection = WireConnection(connected)
         self.channel = Channel(connection, on_events=self._on_events, on_lost=self._on_lost)
         self.channel.start()
 

@@ -12,6 +12,7 @@ import pytest
 
 from callpool.manager import connection, server, wire
 from callpool.manager.core.messages import Cancel, Chunk, Reply
+from callpool.manager.holders import Caller
 from callpool.manager.server import ManagerServer
 
 HANG = 10.0
@@ -27,10 +28,11 @@ class Listening:
         self.heard: list[Any] = []
         self.joined: list[str] = []
         self.gone: list[str] = []
+        self.holders_gone: list[str] = []
         self.later: list[asyncio.Future[Any]] = []
 
-    def handle_client(self, client: str, messages: list[Any]) -> None:
-        self.heard.append((client, messages))
+    def handle_client(self, caller: Caller, messages: list[Any]) -> None:
+        self.heard.append((caller, messages))
 
     def client_joined(self, client: str) -> None:
         self.joined.append(client)
@@ -38,17 +40,21 @@ class Listening:
     def client_gone(self, client: str) -> None:
         self.gone.append(client)
 
-    def call_verb(self, client: str, verb: str, arguments: dict[str, Any]) -> Any:
+    def holder_gone(self, holder: str) -> None:
+        self.holders_gone.append(holder)
+
+    def call_verb(self, caller: Caller, verb: str, arguments: dict[str, Any]) -> Any:
         if verb == "later":
             self.later.append(asyncio.get_running_loop().create_future())
             return self.later[-1]
-        return [client, verb, arguments]
+        return [*caller, verb, arguments]
 
 
 class Peer:
     """A client made of a bare socket."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, holder: str = "h") -> None:
+        self.holder = holder
         self.loop = asyncio.get_running_loop()
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.setblocking(False)
@@ -76,7 +82,7 @@ class Peer:
         return True
 
     async def shake(self) -> None:
-        handshake = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test")
+        handshake = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test", holder=self.holder, door="python")
         await self.send(wire.frame(handshake.prove(await self.frame())))
         handshake.finish(await self.frame())
 

@@ -89,9 +89,13 @@ def test_what_is_not_a_list_of_messages_is_refused(body: bytes) -> None:
         wire.decode(wire.client_messages, body, "message")
 
 
+def _client(key: bytes = KEY, label: str = "test:1") -> wire.ClientHandshake:
+    return wire.ClientHandshake(key, b"c" * wire.NONCE_BYTES, label, holder="h1", door="python")
+
+
 def _shake(server_key: bytes, client_key: bytes, label: str = "test:1") -> tuple[bool, str]:
     server = wire.ServerHandshake(server_key, b"s" * wire.NONCE_BYTES, "client_7")
-    client = wire.ClientHandshake(client_key, b"c" * wire.NONCE_BYTES, label)
+    client = _client(client_key, label)
     good, answer = server.answer(client.prove(server.hello()))
     return good, client.finish(answer)
 
@@ -107,7 +111,7 @@ def test_a_client_without_the_key_is_refused() -> None:
 
 
 def test_a_server_without_the_key_is_found_out() -> None:
-    client = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test:1")
+    client = _client()
     impostor = wire.ServerHandshake(b"x" * wire.KEY_BYTES, b"s" * wire.NONCE_BYTES, "client_7")
     client.prove(impostor.hello())
     welcome = wire.encoder.encode(wire.Welcome("client_7", b"\0" * 32))
@@ -117,7 +121,7 @@ def test_a_server_without_the_key_is_found_out() -> None:
 
 def test_the_clients_own_proof_does_not_prove_the_server() -> None:
     """A reflected mac is one of the other role."""
-    client = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test:1")
+    client = _client()
     server = wire.ServerHandshake(KEY, b"s" * wire.NONCE_BYTES, "client_7")
     proof = msgspec.msgpack.decode(client.prove(server.hello()))
     with pytest.raises(HandshakeFailed):
@@ -125,17 +129,17 @@ def test_the_clients_own_proof_does_not_prove_the_server() -> None:
 
 
 def test_another_version_is_named() -> None:
-    client = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test:1")
+    client = _client()
     with pytest.raises(HandshakeFailed, match="speaks protocol"):
         client.prove(wire.encoder.encode(wire.Hello([PROTOCOL_VERSION + 1], b"s" * wire.NONCE_BYTES)))
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(6))
 def test_every_part_of_the_proof_is_under_the_mac(index: int) -> None:
     server = wire.ServerHandshake(KEY, b"s" * wire.NONCE_BYTES, "client_7")
-    client = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test:1")
+    client = _client()
     parts = msgspec.msgpack.decode(client.prove(server.hello()))[1:]
-    parts[index] = {0: PROTOCOL_VERSION + 1, 1: "test:2", 2: b"d" * wire.NONCE_BYTES, 3: b"\0" * 32}[index]
+    parts[index] = [PROTOCOL_VERSION + 1, "test:2", "h2", "gateway", b"d" * wire.NONCE_BYTES, b"\0" * 32][index]
     good, answer = server.answer(msgspec.msgpack.encode(["prove", *parts]))
     assert not good
     with pytest.raises(HandshakeFailed):

@@ -1,0 +1,160 @@
+"""Measures that cost a constant: histograms with fixed buckets, rates over the last minute, outcomes by provider.
+
+Nothing here grows with traffic. Counts, sums, minima and maxima are exact (times are added as whole nanoseconds, so that a
+mean has no error of summing); only quantiles are read from buckets, which are at most 1/16 wide.
+"""
+
+from __future__ import annotations
+
+from math import frexp
+
+STEPS = 16
+"""Buckets for each power of two: a quantile is at most 6 % above the true one, and never beyond the largest value."""
+LOWEST = -20
+"""Exponent of the first bucket: below two to the power of -21, half a microsecond, everything is one bucket."""
+HIGHEST = 17
+"""Exponent of the last bucket: 131,072 seconds; a day has 86,400."""
+BUCKETS = (HIGHEST - LOWEST + 1) * STEPS
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+WINDOW = 60
+"""Seconds that a rate looks back."""
+MAX_PROVIDERS = 256
+"""Provider names that are told apart. Bookkeeping accepts any name, so the names are not ours to bound otherwise."""
+OTHER_PROVIDERS = "(other)"
+NANOSECONDS = 1_000_000_000
+
+
+class Histogram:
+    """A distribution of seconds in a fixed number of buckets."""
+
+    __slots__ = ("_buckets", "_total", "count", "largest", "smallest")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._buckets: dict[int, int] = {}
+        """Bucket → count; at most `BUCKETS` of them. Most distributions touch a few."""
+        self._total = 0
+        self.count = 0
+        self.smallest = 0.0
+        self.largest = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one value; a negative one (a clock of another machine's making) counts as 0."""
+        seconds = max(0.0, seconds)
+        fraction, exponent = frexp(seconds)  # seconds = fraction * 2 ** exponent, 0.5 <= fraction < 1
+        number = int((fraction - 0.5) * 2 * STEPS) + (exponent - LOWEST) * STEPS
+        number = max(0, min(BUCKETS - 1, number)) if seconds else 0
+        self._buckets[number] = self._buckets.get(number, 0) + 1
+        self._total += round(seconds * NANOSECONDS)
+        self.smallest = min(self.smallest, seconds) if self.count else seconds
+        self.largest = max(self.largest, seconds)
+        self.count += 1
+
+    @property
+    def total(self) -> float:
+        """Sum of all values, in seconds."""
+        return self._total / NANOSECONDS
+
+    @property
+    def mean(self) -> float:
+        """The exact mean; 0.0 without values."""
+        return self._total / self.count / NANOSECONDS if self.count else 0.0
+
+    def quantile(self, share: float) -> float:
+        """The upper end of the bucket in which this share of the values is reached; 0.0 without values."""
+        wanted, seen = share * self.count, 0
+        for number in sorted(self._buckets):
+            seen += self._buckets[number]
+            if seen >= wanted:
+                return max(self.smallest, min(self.largest, _upper_end(number)))
+        return 0.0
+
+    def as_plain(self) -> dict[str, float]:
+        """Count, sum, mean, extremes and quantiles, in seconds."""
+        plain: dict[str, float] = {
+            "count": self.count,
+            "sum": self.total,
+            "mean": self.mean,
+            "min": self.smallest,
+            "max": self.largest,
+        }
+        return plain | {name: self.quantile(share) for name, share in QUANTILES.items()}
+
+
+def _upper_end(number: int) -> float:
+    exponent, step = divmod(number, STEPS)
+    return float((0.5 + (step + 1) / (2 * STEPS)) * 2.0 ** (exponent + LOWEST))
+
+
+class Rate:
+    """How often something happened in the last minute, by the second."""
+
+    __slots__ = ("_counts", "_seconds", "_since")
+
+    def __init__(self) -> None:
+        self._counts = [0] * WINDOW
+        self._seconds = [-1] * WINDOW
+        """Which second each place holds; a place is used again after a minute."""
+        self._since: float | None = None
+
+    def clear(self, now: float) -> None:
+        """Forget everything; the next figure is of the time from `now` on."""
+        self._counts = [0] * WINDOW
+        self._seconds = [-1] * WINDOW
+        self._since = now
+
+    def add(self, now: float) -> None:
+        """It happened once, at `now` in monotonic seconds."""
+        if self._since is None:
+            self._since = now
+        second = int(now)
+        place = second % WINDOW
+        if self._seconds[place] != second:
+            self._seconds[place] = second
+            self._counts[place] = 0
+        self._counts[place] += 1
+
+    def per_second(self, now: float) -> float:
+        """Mean over the last 60 seconds, or over the time since the first event if that is shorter (at least a second)."""
+        if self._since is None:
+            return 0.0
+        oldest = int(now) - WINDOW
+        happened = sum(
+            count for count, second in zip(self._counts, self._seconds, strict=True) if oldest < second <= int(now)
+        )
+        return happened / min(float(WINDOW), max(1.0, now - self._since))
+
+
+class Tally:
+    """Outcomes by provider, for a bounded number of names."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[str, int]] = {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._counts = {}
+
+    def add(self, provider: str, outcome: str) -> None:
+        """One session of this provider ended so."""
+        if provider not in self._counts and len(self._counts) >= MAX_PROVIDERS:
+            provider = OTHER_PROVIDERS
+        counts = self._counts.setdefault(provider, {})
+        counts[outcome] = counts.get(outcome, 0) + 1
+
+    def as_plain(self) -> dict[str, dict[str, float]]:
+        """Provider → ended sessions and the shares of them that failed and that timed out."""
+        plain: dict[str, dict[str, float]] = {}
+        for provider, counts in sorted(self._counts.items()):
+            ended = sum(counts.values())
+            plain[provider] = {
+                "ended": ended,
+                "error_rate": counts.get("error", 0) / ended,
+                "timeout_rate": counts.get("timeout", 0) / ended,
+            }
+        return plain

@@ -1,0 +1,355 @@
+"""`client.sessions`: the specification's session manager, from any process, over the supervisor's bookkeeping.
+
+    with manager.create_session("kimi", "kimi-k3", user="ann") as session:   # start … complete or fail … release
+        answer = call_the_model()
+
+    manager.execute_with_session("kimi", "kimi-k3", call_the_model)          # the same around a function
+
+Every verb is one atomic step of the supervisor, and one trip there and back on a connection of the calling thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+
+from callpool.manager.core.messages import RunFunction
+from callpool.manager.errors import BadInput, CallpoolError, ConnectionLost, NotRunning, SessionCreationFailed
+from callpool.manager.execution import ExecutionResult, Job, Overdue, run_in_caller
+from callpool.manager.lockstep import Lockstep
+from callpool.manager.request_ids import RequestIds
+from callpool.manager.session import Session
+from callpool.manager.session_calls import (
+    FIGURES,
+    SHUTDOWN_MARGIN,
+    check_shutdown_timeout,
+    create_arguments,
+    fail_arguments,
+    function_timeout,
+    outcome_of,
+    read_view,
+    shut_down,
+    timed_out,
+    with_session,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from callpool.manager.client import Client
+    from callpool.manager.embedded import start
+
+log = logging.getLogger(__name__)
+
+Where = Literal["caller", "worker"]
+
+
+class SessionManager:
+    """Sessions of a supervisor. Safe in threads; a forked child that goes on with it holds sessions of its own.
+
+    `client.sessions` is the one of a supervisor that runs. Made by hand, it starts an embedded supervisor of its own with these
+    limits, which ends with `shutdown`, `close`, a `with` block, or the process.
+    """
+
+    def __init__(
+        self,
+        default_timeout: float = 30.0,
+        max_concurrent_sessions: int = 200,
+        max_metadata_size: int = 10_240,
+        *,
+        client: Client | None = None,
+    ) -> None:
+        """`default_timeout` in seconds, `max_metadata_size` in bytes of JSON. With `client` they are the supervisor's own."""
+        self._embedded: start | None = None
+        if client is None:
+            from callpool.manager.embedded import start  # noqa: PLC0415 - it knows the client, which knows us
+
+            limits = {
+                "default_timeout": default_timeout,
+                "max_concurrent_sessions": max_concurrent_sessions,
+                "max_metadata_size": max_metadata_size,
+            }
+            self._embedded = start({"supervisor": limits})
+            client = self._embedded.__enter__()
+        self._client = client
+        self._ids = RequestIds()
+        self._lockstep = Lockstep(client.address, holder=client.holder, door=client.door)
+        self._lock = threading.Lock()
+        self._last: dict[str, Any] | None = None
+        """What the supervisor said at its end, if we shut it down. Under `_lock`."""
+
+    def __repr__(self) -> str:
+        return f"<SessionManager of {self.address}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def address(self) -> str:
+        """The supervisor's socket."""
+        return self._client.address
+
+    def close(self) -> None:
+        """Let go: sessions that this client still holds end as errors. Ends an embedded supervisor of our own. Idempotent."""
+        self.let_go()
+        embedded, self._embedded = self._embedded, None
+        if embedded is not None:
+            embedded.__exit__(None, None, None)
+
+    def let_go(self) -> None:
+        """End what is held here, and the connections. For the client, when it is closed."""
+        if self._lockstep.was_used and self._last is None:
+            with contextlib.suppress(ConnectionLost, NotRunning):  # a supervisor that is gone holds nothing
+                self._lockstep.call("let_go")
+        self._lockstep.close()
+
+    def ask(self, verb: str, **arguments: Any) -> Any:
+        """Call a verb of the service. For handles."""
+        if self._last is not None:
+            raise shut_down()
+        return self._lockstep.call(verb, **arguments)
+
+    def generate_request_id(self) -> str:
+        """A request id that no other process and no restart will make."""
+        return self._ids.next()
+
+    # Sessions.
+
+    def create_session(
+        self,
+        /,
+        provider: str,
+        model: str,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+        **metadata: Any,
+    ) -> Session:
+        """Hold one slot of the pool (and of the provider's account, if the configuration has it) until released.
+
+        `timeout_seconds`: default the supervisor's. `metadata` is kept as JSON, with `str()` for what JSON has no form for. Never
+        waits; raises ShuttingDown, CapacityExceeded, MetadataTooLarge, DuplicateRequest or SessionCreationFailed, and then
+        nothing is kept.
+        """
+        return self._create(provider, model, request_id, timeout_seconds, metadata)
+
+    def get_session(self, request_id: str) -> Session | None:
+        """The session of a request, until it is released; else None. Of a submitted request too, while it is active."""
+        if self._last is not None:
+            return None
+        value = self.ask("get_session", request_id=request_id)
+        view = None if value is None else read_view(value)
+        return None if view is None or view.released else Session(self, view)
+
+    def release_session(self, request_id: str) -> None:
+        """Be done with a session: its outcome is counted, slot and bytes are given back, once. An unknown id is a no-op.
+
+        One that is still active ends as cancelled: it has no other outcome.
+        """
+        if self._last is None:
+            self.ask("move_session", request_id=request_id, release=True)
+
+    def get_active_sessions(self) -> list[Session]:
+        """All active sessions of the supervisor, those of submitted requests included."""
+        return self._list(timed_out=False)
+
+    def get_timed_out_sessions(self) -> list[Session]:
+        """The active sessions that are past their timeout and not cleaned up yet."""
+        return self._list(timed_out=True)
+
+    def cleanup_timed_out_sessions(self) -> int:
+        """End and release held sessions past their timeout; how many. The supervisor does it by itself a little later."""
+        return 0 if self._last is not None else int(self.ask("cleanup_timed_out_sessions"))
+
+    # Working in a session.
+
+    def execute_with_session(
+        self,
+        /,
+        provider: str,
+        model: str,
+        func: Callable[..., Any],
+        *args: Any,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+        add_session_context: bool = True,
+        enforce_timeout: bool = True,
+        where: Where = "caller",
+        **kwargs: Any,
+    ) -> Any:
+        """Run `func(*args, **kwargs)` in a session and return what it returns; the session ends on every path.
+
+        A dict gets `["metadata"]["session"]`, unless `add_session_context` is False. Exceptions of `func` pass unchanged. At the
+        timeout raises RequestTimeout, a TimeoutError: a coroutine is cancelled, a function in a worker process is killed with it,
+        a plain function here cannot be stopped and its thread is counted as abandoned. With `where="caller"` and a timeout that is
+        enforced, `func` runs in a thread of its own. With `where="worker"` it travels by dill, so its arguments and its result must.
+        """
+        if where not in ("caller", "worker"):
+            raise BadInput(f"where must be 'caller' or 'worker', got {where!r:.80}", param="where")
+        if not callable(func):
+            raise BadInput(f"func must be callable, got {type(func).__name__}", param="func")
+        run = self._run_in_worker if where == "worker" else self._run_here
+        asked = _Asked(provider, model, request_id, timeout_seconds, enforce_timeout)
+        result, facts = run(asked, func, args, kwargs)
+        return with_session(result, **facts) if add_session_context else result
+
+    def execute_sync(
+        self, /, provider: str, model: str, func: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> ExecutionResult:
+        """`execute_with_session`, with the outcome in a container: `result`, `exception`, `completed`."""
+        try:
+            result = self.execute_with_session(provider, model, func, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - that is what the container is for
+            return ExecutionResult(exception=error)
+        return ExecutionResult(result=result, completed=True)
+
+    def _run_here(
+        self, asked: _Asked, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        session = self._create(asked.provider, asked.model, asked.request_id, asked.timeout_seconds, {}, start=True)
+        seconds = session.timeout_seconds if asked.enforce else None
+        try:
+            result = run_in_caller(functools.partial(func, *args, **kwargs), seconds, self._abandon)
+        except Overdue:
+            self._settle(session, {"move": "time_out"})
+            raise timed_out(session.timeout_seconds) from None
+        except BaseException as error:
+            self._settle(session, fail_arguments(error) if isinstance(error, Exception) else {"move": "cancel"})
+            raise
+        duration = self._settle(session, {"move": "complete"})
+        return result, {"session_id": session.session_id, "request_id": session.request_id, "duration": duration}
+
+    def _settle(self, session: Session, arguments: dict[str, Any]) -> float:
+        """End and release a session whose work is over; an end that came first (a clean-up) stands. Its duration in seconds.
+
+        The work's own outcome is worth more than the bookkeeping's, so a supervisor that is gone is only reported.
+        """
+        try:
+            value = self.ask(
+                "move_session",
+                request_id=session.request_id,
+                session_id=session.session_id,
+                release=True,
+                settle=True,
+                **arguments,
+            )
+            return read_view(value).duration
+        except CallpoolError as error:
+            log.warning("the end of session %s could not be told: %s", session.session_id, error)
+            return 0.0
+
+    def _abandon(self, job: Job) -> None:
+        def ended() -> None:
+            with contextlib.suppress(CallpoolError):  # a supervisor that is gone counts nothing
+                self.ask("threads_abandoned", change=-1)
+
+        with contextlib.suppress(CallpoolError):
+            self.ask("threads_abandoned", change=1)
+            if not job.call_at_end(ended):
+                ended()
+
+    def _run_in_worker(
+        self, asked: _Asked, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        from callpool.workers.callables import encode_call  # noqa: PLC0415 - most clients run no functions
+
+        arguments = self._arguments(asked.provider, asked.model, asked.request_id, asked.timeout_seconds, {})
+        arguments.update(
+            payload=encode_call(func, args, kwargs),
+            timeout=function_timeout(arguments.pop("timeout_seconds"), enforce=asked.enforce),
+        )
+        if self._last is not None:
+            raise shut_down()
+        done = self._client.run_function(RunFunction(**arguments))
+        facts = {"session_id": done.session_id, "request_id": done.request_id, "duration": done.duration}
+        return outcome_of(done), facts
+
+    # Figures.
+
+    def get_statistics(self) -> dict[str, Any]:
+        """Counters and gauges, by the specification's names. After `shutdown` the last ones."""
+        return dict(self._last["statistics"]) if self._last is not None else self.ask("get_statistics")
+
+    def get_metrics(self) -> dict[str, Any]:
+        """The statistics, with rates, distributions (seconds), lock contention, loop delay and memory. After `shutdown` the last."""
+        return dict(self._last["metrics"]) if self._last is not None else self.ask("get_metrics")
+
+    def reset_metrics(self) -> None:
+        """Zero the lifetime counters and distributions; live sessions and their bytes stay as they are."""
+        self.ask("reset_metrics")
+
+    def shutdown(self, timeout_seconds: float = 30.0) -> dict[str, Any]:
+        """Drain and end the whole supervisor: no new sessions from now on, and active ones may finish until the timeout.
+
+        Returns the six figures of the specification; a second call returns the same. Raises BadInput, or ConnectionLost.
+        """
+        seconds = check_shutdown_timeout(timeout_seconds)
+        with self._lock:
+            if self._last is None:
+                last = self._client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
+                left = last["report"]["final_active_sessions"]
+                if left:
+                    log.warning("shut down after %g s with %s sessions still active", seconds, left)
+                self._last = last
+            return {name: self._last["report"][name] for name in FIGURES}
+
+    # Pieces.
+
+    def _create(
+        self,
+        provider: str,
+        model: str,
+        request_id: str | None,
+        timeout_seconds: float | None,
+        metadata: Mapping[str, Any],
+        *,
+        start: bool = False,
+    ) -> Session:
+        arguments = self._arguments(provider, model, request_id, timeout_seconds, metadata)
+        view = read_view(self.ask("create_session", start=start, **arguments))
+        return Session(self, view, json.loads(arguments["metadata"]))
+
+    def _arguments(
+        self,
+        provider: str,
+        model: str,
+        request_id: str | None,
+        timeout_seconds: float | None,
+        metadata: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Checked arguments; what is wrong with them is counted by the supervisor."""
+        try:
+            return create_arguments(
+                provider=provider,
+                model=model,
+                request_id=self.generate_request_id() if request_id is None else request_id,
+                timeout_seconds=timeout_seconds,
+                metadata=metadata,
+            )
+        except SessionCreationFailed:
+            self.ask("creation_failed")
+            raise
+
+    def _list(self, *, timed_out: bool) -> list[Session]:
+        if self._last is not None:
+            return []
+        return [Session(self, read_view(value)) for value in self.ask("list_sessions", timed_out=timed_out)]
+
+
+class _Asked(NamedTuple):
+    """What `execute_with_session` was asked for, besides the function."""
+
+    provider: str
+    model: str
+    request_id: str | None
+    timeout_seconds: float | None
+    enforce: bool
