@@ -13,18 +13,7 @@ import msgspec
 
 from callpool.manager.channel import Channel, Sleeper
 from callpool.manager.core.catalogue import Catalogue
-from callpool.manager.core.messages import (
-    PLACE_BYTES,
-    Accepted,
-    Ask,
-    Cancel,
-    Chunk,
-    Done,
-    Grant,
-    Rejected,
-    Reply,
-    Revoke,
-)
+from callpool.manager.core.messages import PLACE_BYTES, Ask, Cancel, Grant, Reply, Revoke
 from callpool.manager.core.states import State
 from callpool.manager.errors import ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.handle import Handle
@@ -38,8 +27,17 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from callpool.manager.core.faults import Fault
-    from callpool.manager.core.messages import ClientEvent, Note, RunFunction, Submit
+    from callpool.manager.core.messages import (
+        Accepted,
+        Chunk,
+        ClientEvent,
+        Done,
+        Note,
+        Rejected,
+        RunFunction,
+        Submit,
+    )
+    from callpool.manager.lifecycle_logger import LifecycleLogger
     from callpool.manager.sessions import SessionManager
 
 ANSWER_DEADLINE = 30.0
@@ -101,6 +99,23 @@ class Client:
     def generate_request_id(self) -> str:
         """A request id that no other process and no restart will make."""
         return self._ids.next()
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What can be submitted, and the limits, as the supervisor told when this client connected."""
+        return self._catalogue
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected: not closed, and its supervisor not gone."""
+        return self._lost is None and os.getpid() == self._pid
+
+    @property
+    def lifecycle(self) -> LifecycleLogger:
+        """The supervisor's log of what each request went through: add to it, ask it."""
+        from callpool.manager.lifecycle_logger import LifecycleLogger  # noqa: PLC0415 - few clients ask it
+
+        return LifecycleLogger(self)
 
     @property
     def sessions(self) -> SessionManager:
@@ -265,16 +280,8 @@ class Client:
         handle = self._handles.get(event.request_id)
         if handle is None:
             return  # ended by `_on_lost`
-        if type(event) is Chunk:
-            handle.add_chunk(event.body)
-        elif type(event) is Accepted:
-            handle.accept(event.position)
-        elif type(event) is Done:
+        if handle.take(event):
             del self._handles[event.request_id]
-            handle.end(event)
-        elif type(event) is Rejected:
-            del self._handles[event.request_id]
-            handle.end(_ended(event.request_id, State.REJECTED, event.fault))
 
     def _answer(self, reply: Reply) -> None:
         question = self._asked.pop(reply.number, None)
@@ -287,7 +294,7 @@ class Client:
         with self.lock:
             self._lost = error
             for handle in self._handles.values():
-                handle.end(_ended(handle.request_id, State.INTERRUPTED, error.fault))
+                handle.end_here(State.INTERRUPTED, error.fault)
             self._handles.clear()
             for question in self._asked.values():
                 question.end(from_fault(error.fault))
@@ -316,8 +323,3 @@ class _Question:
         """It is answered: with `value`, or with an error. Under the client's lock."""
         self.error, self.answered = error, True
         self.sleeper.wake()
-
-
-def _ended(request_id: str, state: State, fault: Fault) -> Done:
-    """The end of a request in the client's own words."""
-    return Done(request_id, state.value, None, 0.0, None, fault)

@@ -50,6 +50,7 @@ def build_catalogue(boot: Boot) -> Catalogue:
         providers={name: _entry(boot, name, provider) for name, provider in boot.settings.providers.items()},
         max_metadata_size=boot.settings.supervisor.max_metadata_size,
         default_timeout=boot.settings.supervisor.default_timeout,
+        max_concurrent_sessions=boot.settings.supervisor.max_concurrent_sessions,
     )
 
 

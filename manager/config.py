@@ -47,6 +47,13 @@ def load(source: Source, environ: Mapping[str, str], known_faults: Collection[st
     return _settings(document, environ)
 
 
+def override(settings: Settings, supervisor: Mapping[str, Any]) -> Settings:
+    """The settings with these of `[supervisor]` in place of their own, checked like those of a file. Raises `ConfigError`."""
+    given = load({"supervisor": dict(supervisor)}, {})
+    chosen = {name: getattr(given.supervisor, name) for name in supervisor}
+    return msgspec.structs.replace(settings, supervisor=msgspec.structs.replace(settings.supervisor, **chosen))
+
+
 def config_file(environ: Mapping[str, str]) -> Path | None:
     """The file that CALLPOOL_CONFIG names, else `callpool/config.toml` in XDG_CONFIG_HOME if it is there, else None."""
     named = environ.get("CALLPOOL_CONFIG")

@@ -11,7 +11,9 @@ from callpool.manager import paths
 from callpool.manager.client import Client
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
+    from typing import Any
 
     from callpool.manager.config import Source
 
@@ -43,11 +45,13 @@ class start:  # noqa: N801 - used like a function: `with callpool.start(config) 
     """Run an embedded supervisor for the length of a `with` block; the block gets a connected client.
 
     The supervisor is a process of its own and belongs to this one: it drains and ends with the block, or with this
-    process. Other processes connect to it by `client.address`. `config` is a path or a dict like the TOML file.
+    process. Other processes connect to it by `client.address`. `config` is a path or a dict like the TOML file; what
+    `supervisor` holds wins over its `[supervisor]`.
     """
 
-    def __init__(self, config: Source = None) -> None:
+    def __init__(self, config: Source = None, *, supervisor: Mapping[str, Any] | None = None) -> None:
         self._config = config
+        self._supervisor = supervisor
         self._running: contextlib.ExitStack | None = None
 
     def __enter__(self) -> Client:
@@ -57,7 +61,7 @@ class start:  # noqa: N801 - used like a function: `with callpool.start(config) 
         if self._running is not None:
             raise RuntimeError("this supervisor is running already: call callpool.start() again for another one")
         with contextlib.ExitStack() as stack:
-            supervisor = Embedded(self._config, os.environ)
+            supervisor = Embedded(self._config, os.environ, self._supervisor)
             stack.callback(supervisor.close)
             client = stack.enter_context(Client(supervisor.address))
             self._running = stack.pop_all()

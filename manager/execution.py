@@ -38,63 +38,54 @@ class Overdue(Exception):
 class Job:
     """One function in a thread of its own, with the caller's context variables."""
 
-    def __init__(self, work: Callable[[], Any], seconds: float | None = None) -> None:
-        """`seconds` is for a coroutine that `work` may return: it is cancelled then."""
+    def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
-        self._seconds = seconds
-        self.is_coroutine = False
-        """Whether it has come to a coroutine, which ends by itself soon after its deadline."""
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._done = Sleeper()
         self._ended = False
-        self._tell: Callable[[], None] | None = None
-        self.value: Any = None
-        self.error: BaseException | None = None
+        self._at_end: Callable[[], None] | None = None
+        self._value: Any = None
+        self._error: BaseException | None = None
         # A daemon: an abandoned function that hangs must not keep the program from ending.
-        self._thread = threading.Thread(target=self._run, name="callpool-work", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="callpool-work", daemon=True).start()
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float | None) -> bool:
         """Wait for the end; whether it came in time."""
         self._done.sleep(seconds)
         with self._lock:
             return self._ended
 
     def call_at_end(self, tell: Callable[[], None]) -> bool:
-        """Have `tell` called when it ends; False if it has ended."""
+        """Have `tell` called at the end, on the job's thread; False if it has ended already."""
         with self._lock:
             if self._ended:
                 return False
-            self._tell = tell
+            self._at_end = tell
             return True
 
-    def outcome(self, *, wait: bool = False) -> Any:
-        """Its value; raises its exception."""
-        if wait:
-            self._done.sleep()
-        if self.error is not None:
-            raise self.error
-        return self.value
+    def outcome(self) -> Any:
+        """The function's value; raises its exception."""
+        if self._error is not None:
+            raise self._error
+        return self._value
 
     def _run(self) -> None:
         try:
-            self.value = self._context.run(self._settle)
+            self._value = self._context.run(self._work)
         except BaseException as error:  # noqa: BLE001 - it is the caller's, and is raised there
-            self.error = error
+            self._error = error
         with self._lock:
             self._ended = True
-            tell = self._tell
-        self._done.wake()
+            tell = self._at_end
+            self._done.wake()
         if tell is not None:
             tell()
 
-    def _settle(self) -> Any:
-        value = self._work()
-        if not inspect.iscoroutine(value):
-            return value
-        self.is_coroutine = True
-        return asyncio.run(_within(value, self._seconds))
+
+def is_coroutine_function(func: Callable[..., Any]) -> bool:
+    """Whether calling it makes a coroutine: also an object whose `__call__` is one."""
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004 - its kind is asked for
 
 
 def run_in_caller(work: Callable[[], Any], seconds: float | None, on_abandon: Callable[[Job], None]) -> Any:
@@ -102,14 +93,20 @@ def run_in_caller(work: Callable[[], Any], seconds: float | None, on_abandon: Ca
 
     `on_abandon` is told of the job whose thread works on, after a deadline or after Ctrl-C.
     """
-    if seconds is None:
+    coroutines: list[object] = []
+
+    def whole() -> Any:
         value = work()
         if not inspect.iscoroutine(value):
             return value
-        return Job(lambda: value).outcome(wait=True)  # in a thread: this one may have a loop that runs
-    job = Job(work, seconds)
+        coroutines.append(value)
+        return asyncio.run(within(value, seconds))
+
+    if seconds is None and not _has_running_loop():
+        return whole()
+    job = Job(whole)
     try:
-        in_time = job.wait(seconds) or (job.is_coroutine and job.wait(CANCEL_GRACE))
+        in_time = job.wait(seconds) or (bool(coroutines) and job.wait(CANCEL_GRACE))
     except BaseException:  # Ctrl-C: nobody waits for the thread any more
         on_abandon(job)
         raise
@@ -119,7 +116,17 @@ def run_in_caller(work: Callable[[], Any], seconds: float | None, on_abandon: Ca
     return job.outcome()
 
 
-async def _within(work: Coroutine[Any, Any, Any], seconds: float | None) -> Any:
+def _has_running_loop() -> bool:
+    """Whether this thread is in the middle of an event loop, where no other can be run."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def within(work: Coroutine[Any, Any, Any], seconds: float | None) -> Any:
+    """Await `work`; at the deadline cancel it and raise Overdue."""
     deadline: asyncio.Timeout | None = None
     try:
         async with asyncio.timeout(seconds) as deadline:
@@ -128,3 +135,33 @@ async def _within(work: Coroutine[Any, Any, Any], seconds: float | None) -> Any:
         if deadline is not None and deadline.expired():
             raise Overdue from None
         raise  # the function's own
+
+
+async def run_in_thread(work: Callable[[], Any], seconds: float | None, on_abandon: Callable[[Job], None]) -> Any:
+    """Run a plain `work` beside this event loop; a coroutine that it returns is awaited in this loop, within the same deadline."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def tell() -> None:
+        try:
+            loop.call_soon_threadsafe(ended.set)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    begin = loop.time()
+    job = Job(work)
+    if not job.call_at_end(tell):
+        ended.set()
+    try:
+        async with asyncio.timeout(seconds):
+            await ended.wait()
+    except TimeoutError:
+        on_abandon(job)
+        raise Overdue from None
+    except BaseException:
+        on_abandon(job)
+        raise
+    value = job.outcome()
+    if not inspect.iscoroutine(value):
+        return value
+    return await within(value, None if seconds is None else max(0.0, seconds - (loop.time() - begin)))

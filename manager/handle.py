@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from callpool.manager.channel import Sleeper
+from callpool.manager.core import messages
+from callpool.manager.core.messages import Done
 from callpool.manager.core.states import State
 from callpool.manager.errors import BadInput, ResultTimeout, from_fault
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from callpool.manager.client import Client
-    from callpool.manager.core.messages import Done
+    from callpool.manager.core.faults import Fault
 
 
 class Chunk(str):
@@ -33,28 +35,13 @@ class Chunk(str):
         return chunk
 
 
-class Handle:
-    """A request under way. Iterate over it for its text as it comes; ask `result()` for the whole answer.
+class Progress:
+    """What a client knows of a request: what the sync and the async handle have in common."""
 
-    Shared state, all under the client's lock: `_chunks`, `_done`, `_accepted`, `_position`, `_waiters`.
-    """
+    __slots__ = ("_accepted", "_chunks", "_done", "_model", "_position", "_provider", "_stream", "request_id")
 
-    __slots__ = (
-        "_accepted",
-        "_chunks",
-        "_client",
-        "_done",
-        "_model",
-        "_position",
-        "_provider",
-        "_stream",
-        "_waiters",
-        "request_id",
-    )
-
-    def __init__(self, client: Client, request_id: str, provider: str, model: str, *, stream: bool) -> None:
+    def __init__(self, request_id: str, provider: str, model: str, *, stream: bool) -> None:
         self.request_id = request_id
-        self._client = client
         self._provider = provider
         self._model = model
         self._stream = stream
@@ -63,10 +50,10 @@ class Handle:
         """How it ended: in the supervisor's words, or in the client's where the supervisor could say nothing."""
         self._accepted = False
         self._position: int | None = None
-        self._waiters: list[Sleeper] = []
 
     def __repr__(self) -> str:
-        return f"<Handle {self.request_id} {self._provider}/{self._model} {'ended' if self._done else 'under way'}>"
+        outcome = "ended" if self._done else "under way"
+        return f"<{type(self).__name__} {self.request_id} {self._provider}/{self._model} {outcome}>"
 
     @property
     def position(self) -> int | None:
@@ -76,6 +63,86 @@ class Handle:
     def done(self) -> bool:
         """Whether it has ended, in whatever way."""
         return self._done is not None
+
+    def _answer(self) -> dict[str, Any]:
+        done = self._done
+        if done is None:
+            raise RuntimeError("the request has not ended")
+        if done.fault is not None:
+            raise from_fault(done.fault)
+        session = {"session_id": done.session_id, "request_id": self.request_id, "duration_seconds": done.duration}
+        return {
+            "provider": self._provider,
+            "model": self._model,
+            "usage": {},
+            "finish_reason": None,
+            "raw": None,
+            **msgspec.json.decode(done.body or b"{}"),
+            "metadata": {"session": session},
+        }
+
+    def _next_chunk(self) -> Chunk:
+        """The oldest piece that was not taken yet; there must be one."""
+        piece = msgspec.json.decode(self._chunks.popleft())
+        return Chunk(piece["text"], piece["raw"])
+
+    def _end_unless_refused(self) -> Done:
+        done = self._done
+        if done is None:
+            raise RuntimeError("the request has not ended")
+        if done.state == State.REJECTED.value and done.fault is not None:
+            raise from_fault(done.fault)
+        return done
+
+    def _refuse_unless_accepted(self) -> None:
+        if not self._accepted and self._done is not None and self._done.fault is not None:
+            raise from_fault(self._done.fault)
+
+    # For the client.
+
+    def take(self, event: messages.Accepted | messages.Rejected | messages.Chunk | Done) -> bool:
+        """Note what the supervisor tells of it; whether it has ended with that."""
+        if type(event) is messages.Chunk:
+            self._chunks.append(event.body)
+            self._wake()
+        elif type(event) is messages.Accepted:
+            self.accept(event.position)
+        elif type(event) is Done:
+            self._end(event)
+        elif type(event) is messages.Rejected:
+            self.end_here(State.REJECTED, event.fault)
+        return self._done is not None
+
+    def accept(self, position: int | None) -> None:
+        """The supervisor has taken it, or has promised to."""
+        self._accepted, self._position = True, position
+        self._wake()
+
+    def end_here(self, state: State, fault: Fault) -> None:
+        """It has ended, in the client's own words."""
+        self._end(Done(self.request_id, state.value, None, 0.0, None, fault))
+
+    def _end(self, done: Done) -> None:
+        self._done = done
+        self._wake()
+
+    def _wake(self) -> None:
+        """Something of the above has changed."""
+        raise NotImplementedError
+
+
+class Handle(Progress):
+    """A request under way. Iterate over it for its text as it comes; ask `result()` for the whole answer.
+
+    Shared state, all under the client's lock: `_chunks`, `_done`, `_accepted`, `_position`, `_waiters`.
+    """
+
+    __slots__ = ("_client", "_waiters")
+
+    def __init__(self, client: Client, request_id: str, provider: str, model: str, *, stream: bool) -> None:
+        super().__init__(request_id, provider, model, stream=stream)
+        self._client = client
+        self._waiters: list[Sleeper] = []
 
     @property
     def state(self) -> str:
@@ -99,7 +166,7 @@ class Handle:
         Waits at most `timeout` seconds, then raises ResultTimeout (the request goes on). Raises the request's own error:
         RequestTimeout, RequestCancelled, WorkerLost, a ProviderError, ….
         """
-        _check_wait(timeout)
+        check_wait(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._done is None:
             self._wait(deadline, timeout, lambda: self._done is not None)
@@ -122,8 +189,7 @@ class Handle:
         """
         while True:
             while self._chunks:
-                piece = msgspec.json.decode(self._chunks.popleft())
-                yield Chunk(piece["text"], piece["raw"])
+                yield self._next_chunk()
             if self._done is not None and not self._chunks:
                 break
             self._wait(None, None, lambda: self._done is not None or bool(self._chunks))
@@ -131,47 +197,13 @@ class Handle:
         if not self._stream:
             yield Chunk(answer["content"], answer["raw"])
 
-    def _answer(self) -> dict[str, Any]:
-        done = self._done
-        if done is None:
-            raise RuntimeError("the request has not ended")
-        if done.fault is not None:
-            raise from_fault(done.fault)
-        session = {"session_id": done.session_id, "request_id": self.request_id, "duration_seconds": done.duration}
-        return {
-            "provider": self._provider,
-            "model": self._model,
-            "usage": {},
-            "finish_reason": None,
-            "raw": None,
-            **msgspec.json.decode(done.body or b"{}"),
-            "metadata": {"session": session},
-        }
-
     def wait_ended(self) -> Done:
         """Wait for the end as the supervisor tells it. Raises the refusal."""
         while self._done is None:
             self._wait(None, None, lambda: self._done is not None)
-        if self._done.state == State.REJECTED.value and self._done.fault is not None:
-            raise from_fault(self._done.fault)
-        return self._done
+        return self._end_unless_refused()
 
-    # For the client, under its lock.
-
-    def accept(self, position: int | None) -> None:
-        """The supervisor has taken it, or has promised to."""
-        self._accepted, self._position = True, position
-        self._wake()
-
-    def add_chunk(self, body: bytes) -> None:
-        """A piece of the answer has come."""
-        self._chunks.append(body)
-        self._wake()
-
-    def end(self, done: Done) -> None:
-        """It has ended."""
-        self._done = done
-        self._wake()
+    # For the client; what changes the handle, under its lock.
 
     def _wake(self) -> None:
         for waiter in self._waiters:
@@ -182,8 +214,7 @@ class Handle:
         deadline = time.monotonic() + seconds
         while not self._accepted and self._done is None:
             self._wait(deadline, seconds, lambda: self._accepted or self._done is not None)
-        if not self._accepted and self._done is not None and self._done.fault is not None:
-            raise from_fault(self._done.fault)
+        self._refuse_unless_accepted()
 
     def _wait(self, deadline: float | None, seconds: float | None, ready: Callable[[], bool]) -> None:
         self._client.check_process()
@@ -204,7 +235,8 @@ class Handle:
             raise ResultTimeout(f"{self.request_id} has not ended after {seconds:g} s; it goes on", seconds=seconds)
 
 
-def _check_wait(timeout: float | None) -> None:
+def check_wait(timeout: float | None) -> None:
+    """Refuse what is no number of seconds to wait for. Raises BadInput."""
     if timeout is None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):

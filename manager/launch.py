@@ -126,8 +126,11 @@ def start_detached(prepared: Plan) -> Began:
 class Embedded:
     """A supervisor that belongs to this process: it drains and ends when this object is closed, or this process ends."""
 
-    def __init__(self, source: config.Source, environ: Mapping[str, str]) -> None:
-        settings = config.load(source, environ)
+    def __init__(
+        self, source: config.Source, environ: Mapping[str, str], supervisor: Mapping[str, Any] | None = None
+    ) -> None:
+        """`supervisor`: settings that win over the source's own."""
+        settings = config.override(config.load(source, environ), supervisor or {})
         self._directory = _embedded_directory(environ)
         self._lifeline = -1
         try:

@@ -85,7 +85,7 @@ class LifecycleFile:
         For one thread: the event loop's. The dicts belong to the log from here on.
         """
         room = 0 if self._closed else self._queue_limit - (self._accepted - self.written - self.lost)
-        taken = events[: max(room, 0)]
+        taken = events[:room]  # there is never less than no room
         self.dropped += len(events) - len(taken)
         if taken:
             self._accepted += len(taken)

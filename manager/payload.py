@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 RESERVED = frozenset({"messages", "model", "stream", "api_key", "base_url", "api_base", "headers", "extra_headers"})
 """Names that no parameter may have: callpool sets them itself, or they would point a key at another host."""
 
+_encode_with_str = json.JSONEncoder(default=str).encode
+"""`json.dumps(…, default=str)`, made once: the specification's own expression for metadata."""
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -110,12 +112,12 @@ def _culprit(body: Mapping[str, Any]) -> str:
 
 def encode_metadata(metadata: Mapping[str, Any] | None) -> bytes:
     """The JSON bytes of the metadata: exactly what the limit measures, `json.dumps(metadata, default=str)`."""
-    if metadata is None:
+    if not metadata and isinstance(metadata, (dict, type(None))):
         return b"{}"
     if not isinstance(metadata, Mapping):
         raise BadInput(f"metadata must be a mapping, got {type(metadata).__name__}", param="metadata")
     try:
-        return json.dumps(dict(metadata), default=str).encode()
+        return _encode_with_str(dict(metadata)).encode()
     except Exception as error:  # noqa: BLE001 - `default=str` runs code of the caller's values
         raise NotSerializable(f"metadata cannot be written as JSON: {error}", param="metadata") from None
 

@@ -113,24 +113,29 @@ def connect(
     without `holder` the connection holds sessions together with all others of this process that gave none.
     """
     deadline = time.monotonic() + wire.HANDSHAKE_DEADLINE
+    key = check_address(address, authkey)
+    connected = _connect(address, deadline)
+    try:
+        check_server(connected, address)
+        handshake = new_handshake(key, holder=holder if holder is not None else _holder_of_process(), door=door)
+        return _shake_hands(connected, handshake, deadline)
+    except BaseException:
+        connected.close()
+        raise
+
+
+def check_address(address: str, authkey: bytes | None = None) -> bytes:
+    """Check, before connecting, that nobody else can have put a socket here; returns the key. NotRunning, UnsafePath."""
     if not os.path.lexists(address):
         raise not_running(address)
     try:
         check_private_dir(Path(address).parent)
     except (FileNotFoundError, NotADirectoryError):
         raise not_running(address) from None
-    key = bytes(authkey) if authkey is not None else read_key(address)
-    connected = _connect(address, deadline)
-    try:
-        _check_server(connected, address)
-        proof = (holder if holder is not None else _holder_of_process(), door)
-        return _shake_hands(connected, key, deadline, proof)
-    except BaseException:
-        connected.close()
-        raise
+    return bytes(authkey) if authkey is not None else read_key(address)
 
 
-def _check_server(connected: socket.socket, address: str) -> None:
+def check_server(connected: socket.socket, address: str) -> None:
     """Whoever put another socket at this path must not get our half of the handshake."""
     uid = peers.credentials(connected).uid
     if uid != os.geteuid():
@@ -155,28 +160,53 @@ def _connect(address: str, deadline: float) -> socket.socket:
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         while True:
-            connected.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                connected.connect(address)
-            except (FileNotFoundError, ConnectionRefusedError, TimeoutError):
-                raise not_running(address) from None
-            except OSError as error:
-                full = error.errno in {errno.EAGAIN, errno.EINTR}  # the backlog: a burst of connects
-                if not full or time.monotonic() >= deadline:
-                    raise NotRunning(f"cannot connect to {address}: {error}", address=address) from None
-                time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - jitter against the other callers of the burst
-            else:
+            left = deadline - time.monotonic()
+            connected.settimeout(max(0.001, left))
+            if try_connect(connected, address, last=left <= 0):
                 return connected
+            time.sleep(burst_pause())
     except BaseException:
         connected.close()
         raise
 
 
-def _shake_hands(connected: socket.socket, key: bytes, deadline: float, proof: tuple[str, str]) -> WireConnection:
+def try_connect(connected: socket.socket, address: str, *, last: bool = False) -> bool:
+    """Connect; False if the backlog is full, as in a burst of connects: try again. Raises NotRunning, then too if `last`."""
+    try:
+        connected.connect(address)
+    except (FileNotFoundError, ConnectionRefusedError, TimeoutError):
+        raise not_running(address) from None
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.EINTR} and not last:
+            return False
+        raise NotRunning(f"cannot connect to {address}: {error}", address=address) from None
+    return True
+
+
+def burst_pause() -> float:
+    """Seconds to wait for a full backlog, with jitter against the other callers of the burst."""
+    return random.uniform(0.001, 0.02)  # noqa: S311 - no secret
+
+
+def new_handshake(key: bytes, *, holder: str, door: str) -> wire.ClientHandshake:
+    """This process's side of a handshake."""
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
     label = f"{program.encode('utf-8', 'replace').decode()}:{os.getpid()}"
-    holder, door = proof
-    handshake = wire.ClientHandshake(key, os.urandom(wire.NONCE_BYTES), label, holder=holder, door=door)
+    return wire.ClientHandshake(key, os.urandom(wire.NONCE_BYTES), label, holder=holder, door=door)
+
+
+def handshake_overdue() -> HandshakeFailed:
+    """The error of a handshake that was not over at its deadline."""
+    seconds = wire.HANDSHAKE_DEADLINE
+    return HandshakeFailed(f"the supervisor did not answer within {seconds:g} s: is it stopped?")
+
+
+def handshake_broken(error: Exception) -> HandshakeFailed:
+    """The error of a handshake in which the connection ended."""
+    return HandshakeFailed(f"the supervisor ended the handshake ({error}): too many clients, or another user")
+
+
+def _shake_hands(connected: socket.socket, handshake: wire.ClientHandshake, deadline: float) -> WireConnection:
     connection = WireConnection(connected)
     try:
         connected.settimeout(max(0.001, deadline - time.monotonic()))
@@ -185,14 +215,11 @@ def _shake_hands(connected: socket.socket, key: bytes, deadline: float, proof: t
         connected.settimeout(max(0.001, deadline - time.monotonic()))
         connection.client_id = handshake.finish(connection.recv_frame())
     except TimeoutError:
-        seconds = wire.HANDSHAKE_DEADLINE
-        raise HandshakeFailed(f"the supervisor did not answer within {seconds:g} s: is it stopped?") from None
+        raise handshake_overdue() from None
     except HandshakeFailed:
         raise
     except (ConnectionLost, OSError) as error:
-        raise HandshakeFailed(
-            f"the supervisor ended the handshake ({error}): too many clients, or another user"
-        ) from None
+        raise handshake_broken(error) from None
     connected.settimeout(None)
     return connection
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from callpool.manager.core.states import ACTIVE, State
 from callpool.manager.errors import UnknownRequest
-from callpool.manager.session_calls import complete_arguments, fail_arguments, read_view
+from callpool.manager.session_calls import complete_arguments, end_arguments, fail_arguments, read_view
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.held import SessionView
     from callpool.manager.sessions import SessionManager
 
-_ACTIVE = frozenset(state.value for state in ACTIVE)
+ACTIVE_STATES = frozenset(state.value for state in ACTIVE)
 PROCESSING = State.PROCESSING.value
 
 
@@ -69,13 +69,9 @@ class SessionFacts:
             self._metadata = json.loads(self._view.metadata or b"{}")
         return self._metadata
 
-    def _take(self, view: SessionView) -> None:
-        """A newer view; what a move's answer leaves out is kept of the older one."""
-        self._view = view
-
     @property
     def _is_final(self) -> bool:
-        return self._view.state not in _ACTIVE
+        return self._view.state not in ACTIVE_STATES
 
 
 class Session(SessionFacts):
@@ -104,8 +100,7 @@ class Session(SessionFacts):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        arguments = {"move": "complete"} if error is None else fail_arguments(error)
-        self._move(**arguments, release=True, settle=True)
+        self._move(**end_arguments(error), release=True, settle=True)
 
     def start(self) -> None:
         """The work begins: from here on its duration and its timeout count."""
@@ -129,7 +124,7 @@ class Session(SessionFacts):
 
     def is_active(self) -> bool:
         """Whether it holds a slot: it is idle, allocated or processing."""
-        return self._look().state in _ACTIVE
+        return self._look().state in ACTIVE_STATES
 
     def is_timed_out(self) -> bool:
         """Whether it is past its timeout, or ended by it."""
@@ -175,13 +170,13 @@ class Session(SessionFacts):
                     f"the session of {self.request_id!r} has ended and is forgotten", param="request_id"
                 )
             if value is not None:
-                self._take(read_view(value))
+                self._view = read_view(value)
         return self._view
 
     def _move(self, **arguments: Any) -> None:
         value = self._manager.ask("move_session", request_id=self.request_id, session_id=self.session_id, **arguments)
         if value is not None:
-            self._take(read_view(value))
+            self._view = read_view(value)
 
 
 def reopen(address: str, request_id: str, session_id: str) -> Session:

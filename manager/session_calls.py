@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from callpool.manager.core.messages import Done
+
+Where = Literal["caller", "worker"]
+"""Which process runs a function: the caller's own, or one that can be killed."""
+
+
+class Asked(NamedTuple):
+    """What `execute_with_session` was asked for, besides the function."""
+
+    provider: str
+    model: str
+    request_id: str | None
+    timeout_seconds: float | None
+    enforce: bool
+
 
 FIGURES = (
     "shutdown_duration",
@@ -89,6 +103,21 @@ def fail_arguments(error: object) -> dict[str, Any]:
         return {"move": "fail", "error": error.message[:MAX_TEXT], "code": error.fault.code}
     text = f"{type(error).__name__}: {_text_of(error)}" if isinstance(error, BaseException) else _text_of(error)
     return {"move": "fail", "error": text[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()}
+
+
+def end_arguments(error: BaseException | None) -> dict[str, Any]:
+    """The arguments of the move that ends a session whose work came to this: done, failed, or broken off (Ctrl-C, a cancel)."""
+    if error is None:
+        return {"move": "complete"}
+    return fail_arguments(error) if isinstance(error, Exception) else {"move": "cancel"}
+
+
+def check_execution(func: object, where: object) -> None:
+    """Raises BadInput for what cannot be run, or not there."""
+    if where not in ("caller", "worker"):
+        raise BadInput(f"where must be 'caller' or 'worker', got {where!r:.80}", param="where")
+    if not callable(func):
+        raise BadInput(f"func must be callable, got {type(func).__name__}", param="func")
 
 
 def _text_of(value: object) -> str:

@@ -15,10 +15,10 @@ import functools
 import json
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from callpool.manager.core.messages import RunFunction
-from callpool.manager.errors import BadInput, CallpoolError, ConnectionLost, NotRunning, SessionCreationFailed
+from callpool.manager.errors import CallpoolError, ConnectionLost, NotRunning, SessionCreationFailed
 from callpool.manager.execution import ExecutionResult, Job, Overdue, run_in_caller
 from callpool.manager.lockstep import Lockstep
 from callpool.manager.request_ids import RequestIds
@@ -26,9 +26,12 @@ from callpool.manager.session import Session
 from callpool.manager.session_calls import (
     FIGURES,
     SHUTDOWN_MARGIN,
+    Asked,
+    Where,
+    check_execution,
     check_shutdown_timeout,
     create_arguments,
-    fail_arguments,
+    end_arguments,
     function_timeout,
     outcome_of,
     read_view,
@@ -45,8 +48,6 @@ if TYPE_CHECKING:
     from callpool.manager.embedded import start
 
 log = logging.getLogger(__name__)
-
-Where = Literal["caller", "worker"]
 
 
 class SessionManager:
@@ -98,6 +99,11 @@ class SessionManager:
     def address(self) -> str:
         """The supervisor's socket."""
         return self._client.address
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether this manager has shut its supervisor down."""
+        return self._last is not None
 
     def close(self) -> None:
         """Let go: sessions that this client still holds end as errors. Ends an embedded supervisor of our own. Idempotent."""
@@ -193,12 +199,9 @@ class SessionManager:
         a plain function here cannot be stopped and its thread is counted as abandoned. With `where="caller"` and a timeout that is
         enforced, `func` runs in a thread of its own. With `where="worker"` it travels by dill, so its arguments and its result must.
         """
-        if where not in ("caller", "worker"):
-            raise BadInput(f"where must be 'caller' or 'worker', got {where!r:.80}", param="where")
-        if not callable(func):
-            raise BadInput(f"func must be callable, got {type(func).__name__}", param="func")
+        check_execution(func, where)
         run = self._run_in_worker if where == "worker" else self._run_here
-        asked = _Asked(provider, model, request_id, timeout_seconds, enforce_timeout)
+        asked = Asked(provider, model, request_id, timeout_seconds, enforce_timeout)
         result, facts = run(asked, func, args, kwargs)
         return with_session(result, **facts) if add_session_context else result
 
@@ -213,7 +216,7 @@ class SessionManager:
         return ExecutionResult(result=result, completed=True)
 
     def _run_here(
-        self, asked: _Asked, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, asked: Asked, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         session = self._create(asked.provider, asked.model, asked.request_id, asked.timeout_seconds, {}, start=True)
         seconds = session.timeout_seconds if asked.enforce else None
@@ -223,9 +226,9 @@ class SessionManager:
             self._settle(session, {"move": "time_out"})
             raise timed_out(session.timeout_seconds) from None
         except BaseException as error:
-            self._settle(session, fail_arguments(error) if isinstance(error, Exception) else {"move": "cancel"})
+            self._settle(session, end_arguments(error))
             raise
-        duration = self._settle(session, {"move": "complete"})
+        duration = self._settle(session, end_arguments(None))
         return result, {"session_id": session.session_id, "request_id": session.request_id, "duration": duration}
 
     def _settle(self, session: Session, arguments: dict[str, Any]) -> float:
@@ -258,7 +261,7 @@ class SessionManager:
                 ended()
 
     def _run_in_worker(
-        self, asked: _Asked, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, asked: Asked, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         from callpool.workers.callables import encode_call  # noqa: PLC0415 - most clients run no functions
 
@@ -343,13 +346,3 @@ class SessionManager:
         if self._last is not None:
             return []
         return [Session(self, read_view(value)) for value in self.ask("list_sessions", timed_out=timed_out)]
-
-
-class _Asked(NamedTuple):
-    """What `execute_with_session` was asked for, besides the function."""
-
-    provider: str
-    model: str
-    request_id: str | None
-    timeout_seconds: float | None
-    enforce: bool

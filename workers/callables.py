@@ -230,7 +230,7 @@ def _decode_exception(envelope: _OutcomeEnvelope) -> BaseException:
         else:
             if isinstance(loaded, BaseException):
                 return loaded
-            why = f"opened, it is a {type(loaded).__name__}"
+            why = f"opened, it is no exception ({type(loaded).__name__})"
     return CallpoolError(
         f"the function raised {envelope.kind}: {envelope.message}; the exception itself did not travel: {why}",
         code=FUNCTION_FAILED,

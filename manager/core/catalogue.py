@@ -48,6 +48,8 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     max_metadata_size: int
     default_timeout: float = 30.0
     """Seconds for a session whose provider is none of these."""
+    max_concurrent_sessions: int = 0
+    """For clients that expect some number; 0 where nobody said."""
     max_payload_size: int = MAX_PAYLOAD
 
     def timeout_for(self, submit: Submit) -> float:

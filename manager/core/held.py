@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from callpool.manager.core.machine import Core
     from callpool.manager.core.messages import Submit
 
-_FINAL_PHASES = frozenset({Phase.COMPLETED, Phase.ERROR, Phase.TIMEOUT, Phase.CANCELLED, Phase.INTERRUPTED})
 _FAILED = Fault(code="session_failed", message="failed")
 
 
@@ -68,26 +67,24 @@ def view_of(request: Request, now: Now, fault: Fault | None, *, whole: bool = Tr
     session = request.session
     if session is None:
         raise RuntimeError("the request holds no session")
-    started = completed = None
-    for phase, at in request.phases:
-        if phase is Phase.PROVIDER_CALL_START:
-            started = at.wall
-        elif phase in _FINAL_PHASES:
-            completed = at.wall
+    completed = None if request.state in ACTIVE else request.phases[-1][1].wall
+    started = None
+    if session.started_at is not None:
+        started = next(at.wall for phase, at in reversed(request.phases) if phase is Phase.PROVIDER_CALL_START)
     duration = session.duration(now.monotonic)
     return SessionView(
-        session_id=request.session_id,
-        request_id=request.request_id,
-        provider=request.provider,
-        model=request.model,
-        state=request.state.value,
-        kind=request.kind.value,
-        holder=request.holder,
-        created_at=request.phases[0][1].wall,
-        started_at=started,
-        completed_at=completed,
-        timeout_seconds=request.timeout,
-        duration=duration,
+        request.session_id,
+        request.request_id,
+        request.provider,
+        request.model,
+        request.state,
+        request.kind,
+        request.holder,
+        request.phases[0][1].wall,
+        started,
+        completed,
+        request.timeout,
+        duration,
         timed_out=request.state is State.TIMEOUT or (request.state in ACTIVE and duration > request.timeout),
         released=request.released,
         metadata_bytes=request.metadata_bytes,

@@ -185,10 +185,14 @@ class Lifecycle:
         return fresh
 
     def _trim(self, now: Now) -> None:
-        while self._ended:
-            oldest = next(iter(self._ended.values()))
-            too_many = len(self._ended) > self._max_requests or self._bytes > self._max_bytes
-            if not too_many and now.monotonic - oldest.now.monotonic <= self._max_age:
+        ended, youngest_old = self._ended, now.monotonic - self._max_age
+        while ended:
+            oldest = next(iter(ended.values()))
+            if (
+                len(ended) <= self._max_requests
+                and self._bytes <= self._max_bytes
+                and oldest.now.monotonic >= youngest_old
+            ):
                 return
             self._forget(oldest.request.request_id)
             self.forgotten += 1

@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from callpool.manager.core import refusals
+from callpool.manager.core.catalogue import MAX_MODEL_NAME, REQUEST_ID
 from callpool.manager.core.deadlines import Deadlines
 from callpool.manager.core.drain import Drain
 from callpool.manager.core.events import (
@@ -522,7 +523,13 @@ class Core:
         effects.append(Answer())
 
     def _noted(self, event: Noted, now: Now, _effects: list[Effect]) -> None:
-        self.lifecycle.note(event.client, event.note, now)
+        note = event.note
+        texts = (note.phase, note.session_id or "", note.provider or "", note.model or "")
+        size = len(note.metadata)
+        if REQUEST_ID.fullmatch(note.request_id) is None or max(map(len, texts)) > MAX_MODEL_NAME or size > self.sessions.max_metadata_bytes:
+            self.lifecycle.dropped_notes += 1
+        else:
+            self.lifecycle.note(event.client, note, now)
 
     # Draining.
 

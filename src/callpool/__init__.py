@@ -14,17 +14,42 @@ from callpool.manager.errors import *  # noqa: F403 - the error classes are publ
 from callpool.version import __version__
 
 if TYPE_CHECKING:
+    from callpool.manager.aio import AsyncClient, AsyncHandle
+    from callpool.manager.aio_session import AsyncSession
+    from callpool.manager.aio_sessions import AsyncSessionManager
     from callpool.manager.client import Client
     from callpool.manager.embedded import connect, start
     from callpool.manager.handle import Chunk, Handle
+    from callpool.manager.session import Session
+    from callpool.manager.sessions import SessionManager
 
-__all__ = ["Chunk", "Client", "Handle", "__version__", "connect", "errors", "start"]
+__all__ = [
+    "AsyncClient",
+    "AsyncHandle",
+    "AsyncSession",
+    "AsyncSessionManager",
+    "Chunk",
+    "Client",
+    "Handle",
+    "Session",
+    "SessionManager",
+    "__version__",
+    "connect",
+    "errors",
+    "start",
+]
 __all__ += errors.__all__
 
 _LAZY = {
+    "AsyncClient": "callpool.manager.aio",
+    "AsyncHandle": "callpool.manager.aio",
+    "AsyncSession": "callpool.manager.aio_session",
+    "AsyncSessionManager": "callpool.manager.aio_sessions",
     "Chunk": "callpool.manager.handle",
     "Client": "callpool.manager.client",
     "Handle": "callpool.manager.handle",
+    "Session": "callpool.manager.session",
+    "SessionManager": "callpool.manager.sessions",
     "connect": "callpool.manager.embedded",
     "start": "callpool.manager.embedded",
 }

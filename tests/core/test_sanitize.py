@@ -128,6 +128,8 @@ def depth(value: Any) -> int:
 @example({LEFT_OUT: "999999999 more", **{f"k{number}": number for number in range(150)}})
 @example({"a": float("nan"), "b": 10**400, "c": float("inf")})
 @example({"a": list(range(99)), "b": [[1], [2]], "c": {"d": {}, "e": []}})
+@example({"a_" * 230 + "token_" + "x" * 60 + "_count": 17})  # a counter until it is cut
+@example({"a": "x" * 488 + "://a:\x1cb@"})  # a credential only once it is escaped, and longer when it is redacted
 @example({"Bearer sk-" + TAIL: 1, "Bearer sk-x" + TAIL: 2, "[key 2]": 3})
 def test_any_object_comes_out_safe_and_is_not_changed_again(value: dict[str, Any]) -> None:
     check(json.dumps(value).encode())
@@ -204,6 +206,10 @@ def test_values_under_secret_names_are_not_shown(name: str) -> None:
     for value in ("hunter2", 4711, ["hunter2"], {"a": {"b": "hunter2"}}, None):
         result = clean({"outer": [{name: value}]})
         assert list(result["outer"][0].values()) == [REDACTED], result
+
+
+def test_a_name_is_secret_even_where_it_is_cut() -> None:
+    assert list(clean({"x" * MAX_TEXT + "_password": "hunter2"}).values()) == [REDACTED]
 
 
 @pytest.mark.parametrize(

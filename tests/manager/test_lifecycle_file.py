@@ -228,7 +228,7 @@ def test_sizes_stay_bounded_and_the_newest_lines_are_kept(make: Make, path: Path
 
 
 def test_a_line_longer_than_a_file_gets_one_of_its_own(make: Make, path: Path) -> None:
-    file = make(max_bytes=100, backups=2)
+    file = make(max_bytes=100, backups=5)
     file.offer([event(number) for number in range(3)])
     file.close()
     assert [len(lines(each)) for each in sorted(path.parent.iterdir())] == [1, 1, 1]
@@ -277,6 +277,7 @@ def test_close_comes_back_from_a_disk_that_hangs(
     assert not file._thread.is_alive()
     # The batch under way is written, and the rest was given up.
     assert (file.written, file.lost) == (module._BATCH, 1_000 - module._BATCH)
+    assert len(ordinary) == 1
     file._handler.close()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -73,6 +75,13 @@ class NoText(Exception):
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
+
+
+class BecomesANumber(Exception):
+    """Opened, it is no exception."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("3",)
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,23 @@ def test_a_module_on_the_callers_path_is_found_before_the_function_is_opened(
     with pytest.raises(Exception, match="gone") as caught:
         call.run()
     assert type(caught.value) is sys.modules.pop(name).Lost
+
+
+def test_a_module_written_a_moment_ago_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"just_written_{os.getpid()}"
+    file = tmp_path / f"{name}.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file.write_text("def work(): return 5\n")
+    payload = encode_call(__import__(name).work, (), {})
+    del sys.modules[name]
+    source = file.rename(tmp_path / "elsewhere")
+    importlib.invalidate_caches()
+    assert importlib.util.find_spec(name) is None  # from here on Python knows the folder without it
+    times = tmp_path.stat()
+    source.rename(file)
+    os.utime(tmp_path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as within one tick of the file system's clock
+    assert decode_call(payload).run() == 5
+    del sys.modules[name]
 
 
 def test_the_empty_entry_is_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +370,7 @@ def test_a_result_that_cannot_be_opened_is_told() -> None:
         (ValueError(each for each in "x"), "ValueError", "could not be serialized"),
         (WantsTwo(404, "not here"), "WantsTwo", "404: not here"),
         (WantsTwo(404, "not here"), "WantsTwo", "TypeError"),
+        (BecomesANumber(), "BecomesANumber", "no exception (int)"),
     ],
 )
 def test_an_exception_that_cannot_travel_is_told_by_its_text(error: Exception, kind: str, text: str) -> None:
