@@ -15,6 +15,8 @@ class Exit(IntEnum):
     """The command line is wrong."""
     REQUEST_ENDED = 3
     """The request ended without an answer: timed out, cancelled or interrupted."""
+    UNHEALTHY = 4
+    """A supervisor answers, and `callpool health` finds that not all is well with it."""
     NOT_RUNNING = 69
     """No supervisor answers (EX_UNAVAILABLE)."""
     INTERNAL = 70

@@ -405,6 +405,8 @@ class FunctionLane:
             _kill_group(process.child.pid)
         self._plan(process, None)
         if process.link is not None:
+            process.link.read_rest()
+        if process.link is not None:
             self._plan(process, PIPE_GRACE, process.link.close_as_ended)
         self._check_gone(process)
 

@@ -40,11 +40,14 @@ class LifecycleLogger:
         """
         if phase not in PHASES:
             raise BadInput(f"phase must be one of {', '.join(PHASES)}, got {phase!r:.80}", param="phase")
-        if not isinstance(request_id, str) or REQUEST_ID.fullmatch(request_id) is None:
+        texts = {"request_id": request_id, "session_id": session_id, "provider": provider, "model": model}
+        for name, value in texts.items():
+            if value is not None and not isinstance(value, str):
+                raise BadInput(f"{name} must be a string, got {type(value).__name__}", param=name)
+            if value is not None and len(value) > MAX_MODEL_NAME:
+                raise BadInput(f"{name} has {len(value)} characters, the limit is {MAX_MODEL_NAME}", param=name)
+        if not request_id or REQUEST_ID.fullmatch(request_id) is None:
             raise BadInput(f"request_id must match {REQUEST_ID.pattern}, got {request_id!r:.80}", param="request_id")
-        for name, value in (("session_id", session_id), ("provider", provider), ("model", model)):
-            if value is not None and (not isinstance(value, str) or len(value) > MAX_MODEL_NAME):
-                raise BadInput(f"{name} must be a text of at most {MAX_MODEL_NAME} characters", param=name)
         self._client.note(Note(request_id, phase, time.time(), session_id, provider, model, encode_metadata(metadata)))
 
     def get_request_events(self, request_id: str) -> list[dict[str, Any]]:

@@ -59,6 +59,7 @@ from callpool.manager.core.messages import (
 )
 from callpool.manager.core.requests import Now, as_plain
 from callpool.manager.errors import BadInput, FunctionsRefused, ProtocolError, UnknownRequest, from_fault
+from callpool.manager.health import Facts, LoopFacts, Surroundings, judge, survey_pool
 from callpool.manager.measured_lock import MeasuredLock
 from callpool.manager.service_metrics import ServiceMetrics, weigh_sessions
 from callpool.manager.session_verbs import NoArguments, SessionVerbs
@@ -106,6 +107,9 @@ class Outlets(Protocol):
 
     def describe_model_servers(self) -> list[dict[str, Any]]:
         """What `status` says of each local model server."""
+
+    def describe_health(self) -> Surroundings:
+        """What `health` judges and the service cannot see: processes, descriptors, memory, disk."""
 
     def ask_drain(self, timeout: float | None) -> asyncio.Future[dict[str, Any]]:
         """Begin to drain; the future is the report."""
@@ -170,6 +174,7 @@ class Service:
             "cancel": (_OneRequest, self._cancel),
             "show": (_OneRequest, self._show),
             "status": (NoArguments, self._status),
+            "health": (NoArguments, self._health),
             "drain": (_DrainArguments, self._drain),
             "let_go": (NoArguments, self._let_go),
             **SessionVerbs(self).verbs,
@@ -455,6 +460,15 @@ class Service:
         if arguments.timeout != 0 and (fault := refuse_timeout(arguments.timeout)) is not None:
             raise from_fault(fault)
         return self._outlets.ask_drain(arguments.timeout)
+
+    def _health(self, _client: Caller, _arguments: NoArguments) -> Any:
+        loop = self._metrics.loop_delay
+        facts = Facts(
+            loop=LoopFacts(p99=loop.quantile(0.99), last=self._metrics.last_loop_delay, looks=loop.count),
+            pool=self.look(survey_pool),
+            surroundings=self._outlets.describe_health(),
+        )
+        return msgspec.to_builtins(judge(facts))
 
     def _status(self, _client: Caller, _arguments: NoArguments) -> dict[str, Any]:
         now = self._clock()

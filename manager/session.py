@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
+from callpool.manager.core.sanitize import sanitize
 from callpool.manager.core.states import ACTIVE, State
 from callpool.manager.errors import UnknownRequest
 from callpool.manager.session_calls import complete_arguments, end_arguments, fail_arguments, read_view
@@ -68,6 +71,17 @@ class SessionFacts:
         if self._metadata is None:
             self._metadata = json.loads(self._view.metadata or b"{}")
         return self._metadata
+
+    def describe(self, *, metadata: bool = True) -> dict[str, Any]:
+        """What was last seen of it, as plain data to show: metadata without credentials (or left out), and no result."""
+        plain = msgspec.structs.asdict(self._view)
+        del plain["result"], plain["metadata"]
+        plain["fault"] = msgspec.to_builtins(self._view.fault)
+        if metadata:
+            # Here and not in the supervisor: a thousand large ones take a second, and its loop has better things to do.
+            raw = self._view.metadata
+            plain["metadata"] = sanitize(json.dumps(self.metadata).encode() if raw is None else raw) or {}
+        return plain
 
     @property
     def _is_final(self) -> bool:

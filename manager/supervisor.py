@@ -29,6 +29,7 @@ from callpool.manager.core.messages import Endpoint
 from callpool.manager.errors import CallpoolError
 from callpool.manager.exits import Exit
 from callpool.manager.function_lane import FunctionLane
+from callpool.manager.health import Surroundings, WorkerFacts, observe_process
 from callpool.manager.lifecycle_file import LifecycleFile
 from callpool.manager.model_host import ModelHost
 from callpool.manager.peers import open_pidfd
@@ -205,6 +206,32 @@ class Supervisor:
     def describe_model_servers(self) -> list[dict[str, Any]]:
         """The model servers' rows of `status`."""
         return [host.describe() for host in self.model_hosts]
+
+    def describe_health(self) -> Surroundings:
+        """The processes, and this one's own descriptors, memory and disk."""
+        now = self._loop.time()
+        ready = {host.provider for host in self.model_hosts if host.endpoint is not None}
+        return Surroundings(
+            workers=[
+                WorkerFacts(
+                    number=slot.number,
+                    state=slot.state.value,
+                    pid=slot.pid,
+                    silent=now - slot.heard_at,
+                    loop_delay=slot.loop_delay,
+                    restarts=slot.restarts,
+                    failures=slot.failures,
+                    spawned_ago=now - slot.spawned_at,
+                    last_death=slot.last_reason or None,
+                )
+                for slot in self.arbiter.slots
+            ],
+            heartbeat_interval=self._settings.supervisor.heartbeat_interval,
+            local_providers={
+                name: name in ready for name, provider in self._settings.providers.items() if provider.kind == "local"
+            },
+            process=observe_process(self._boot.home),
+        )
 
     def ask_drain(self, timeout: float | None) -> asyncio.Future[dict[str, Any]]:
         """Begin to drain; the future is the report."""

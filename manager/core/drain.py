@@ -22,13 +22,16 @@ class Drain:
         self._total_sessions = total_sessions
         self._ended = dict.fromkeys(State, 0)
         self._cut = 0
+        self._sessions = 0
+        """Sessions that ended before the deadline, whatever they came to."""
 
-    def count(self, state: State, *, by_cut: bool) -> None:
-        """A request ended in this state; `by_cut` when the drain's deadline ended it."""
+    def count(self, state: State, *, by_cut: bool, session: bool) -> None:
+        """A request ended in this state; `by_cut` when the drain's deadline ended it. `session`: whether it ever had one."""
         if by_cut and state is State.CANCELLED:
             self._cut += 1
         else:
             self._ended[state] += 1
+            self._sessions += session and self.cut_at is None
 
     def cut(self, *, now: float, active: int) -> None:
         """The deadline has come (or was called) with so many sessions active."""
@@ -55,7 +58,7 @@ class Drain:
             shutdown_duration=now - self.began_at,
             initial_active_sessions=self._initial_active,
             final_active_sessions=self._final_active or 0,
-            sessions_completed_during_shutdown=self._ended[State.COMPLETED],
+            sessions_completed_during_shutdown=self._sessions,
             timeout_reached=self.cut_at is not None,
             total_sessions_at_shutdown=self._total_sessions,
         )

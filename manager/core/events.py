@@ -217,6 +217,7 @@ class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
     final_active_sessions: int
     """Sessions still active at the deadline, before they were cut."""
     sessions_completed_during_shutdown: int
+    """Sessions that ended before the deadline, whatever they came to."""
     timeout_reached: bool
     total_sessions_at_shutdown: int
 

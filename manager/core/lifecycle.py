@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_NOTES = 200
 """Notes for one request; further ones are dropped and counted."""
+LONGEST_DELAY = 60.0
+"""Seconds that a note may have been under way; what claims more comes from another clock."""
 ENTRY_BYTES = 1_200
 """What an ended request costs besides its texts: measured, objects and table entries included."""
 EVENT_BYTES = 130
@@ -147,7 +149,9 @@ class Lifecycle:
         self._trim(now)
 
     def note(self, client: str, note: Note, now: Now) -> None:
-        """A client's own line. `now` orders it; `note.at` is the client's clock and is what is shown."""
+        """A client's own line. The client's clock says when; a line that came late is put back by as much, up to a minute."""
+        late = min(max(0.0, now.wall - note.at), LONGEST_DELAY)
+        at = Now(now.monotonic - late, note.at)
         trail = self._trails.get(note.request_id)
         if trail is None:
             trail = self._trails[note.request_id] = _Trail()
@@ -155,7 +159,7 @@ class Lifecycle:
             self.dropped_notes += 1
             return
         size = EVENT_BYTES + len(note.phase) + len(note.metadata)
-        trail.noted.append(Event(note.phase, Now(now.monotonic, note.at), note.metadata, note=True))
+        trail.noted.append(Event(note.phase, at, note.metadata, note=True))
         trail.session_id = note.session_id or trail.session_id
         trail.provider = note.provider or trail.provider
         trail.model = note.model or trail.model
@@ -163,7 +167,6 @@ class Lifecycle:
         self._trail_bytes += size
         self._trim_trails(now)
         if self._fresh is not None:
-            at = Now(now.monotonic, note.at)
             self._fresh.append(
                 Fresh(
                     note.request_id,

@@ -409,7 +409,11 @@ class Core:
             if not owned:
                 del self.by_client[request.client]
         if self.drain is not None:
-            self.drain.count(state, by_cut=fault is not None and fault.details.get("reason") == refusals.BY_DRAIN)
+            self.drain.count(
+                state,
+                by_cut=fault is not None and fault.details.get("reason") == refusals.BY_DRAIN,
+                session=session is not None,
+            )
         request.payload = b""
         self.lifecycle.add_ended(request, now, fault)
         if request.kind is Kind.HELD:
@@ -525,8 +529,8 @@ class Core:
     def _noted(self, event: Noted, now: Now, _effects: list[Effect]) -> None:
         note = event.note
         texts = (note.phase, note.session_id or "", note.provider or "", note.model or "")
-        size = len(note.metadata)
-        if REQUEST_ID.fullmatch(note.request_id) is None or max(map(len, texts)) > MAX_MODEL_NAME or size > self.sessions.max_metadata_bytes:
+        long = max(map(len, texts)) > MAX_MODEL_NAME or len(note.metadata) > self.sessions.max_metadata_bytes
+        if long or REQUEST_ID.fullmatch(note.request_id) is None:
             self.lifecycle.dropped_notes += 1
         else:
             self.lifecycle.note(event.client, note, now)

@@ -14,7 +14,8 @@ from callpool.manager.errors import *  # noqa: F403 - the error classes are publ
 from callpool.version import __version__
 
 if TYPE_CHECKING:
-    from callpool.manager.aio import AsyncClient, AsyncHandle
+    from callpool.manager.aio import AsyncClient
+    from callpool.manager.aio_handle import AsyncHandle
     from callpool.manager.aio_session import AsyncSession
     from callpool.manager.aio_sessions import AsyncSessionManager
     from callpool.manager.client import Client
@@ -42,7 +43,7 @@ __all__ += errors.__all__
 
 _LAZY = {
     "AsyncClient": "callpool.manager.aio",
-    "AsyncHandle": "callpool.manager.aio",
+    "AsyncHandle": "callpool.manager.aio_handle",
     "AsyncSession": "callpool.manager.aio_session",
     "AsyncSessionManager": "callpool.manager.aio_sessions",
     "Chunk": "callpool.manager.handle",

@@ -106,6 +106,8 @@ class Books:
         self._live_at_drain = 0
         self._held_at_drain = 0
         self._ended_in_drain: Counter[str] = Counter()
+        self._sessions_in_drain: Counter[str] = Counter()
+        """Those that ever held a session; what the cut itself ends is after it, and what ends in the same tick may be either."""
         self._numbers = 0
 
     @property
@@ -162,6 +164,8 @@ class Books:
             self.ended[state] += 1
         if self.drain_deadline is not None:
             self._ended_in_drain[state] += 1
+            if found.tries:
+                self._sessions_in_drain["after the cut" if self.cut_at else "before the cut"] += 1
         self.final[request_id] = state
         self.seen[f"{'waiting' if found.worker is None else 'active'} {state}"] += 1
 

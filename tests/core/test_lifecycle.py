@@ -137,11 +137,11 @@ def test_notes_stand_beside_the_phases_and_cannot_write_them() -> None:
     log = Lifecycle(max_requests=9)
     made = request("r1")
     log.live["r1"] = made
-    log.note("client_2", Note("r1", "COMPLETED", 7.0, metadata=b'{"token": "x"}'), at(3.0))
+    log.note("client_2", Note("r1", "COMPLETED", 1_000_003.0, metadata=b'{"token": "x"}'), at(3.0))
     assert log.active() == ["r1"]
     assert [phase for phase, _ in made.phases] == [Phase.RECEIVED]
     note = log.events("r1")[1]
-    assert (note["by_client"], note["timestamp"], note["metadata"]) == (True, 7.0, {"token": "[redacted]"})
+    assert (note["by_client"], note["timestamp"], note["metadata"]) == (True, 1_000_003.0, {"token": "[redacted]"})
 
 
 def test_notes_are_bounded() -> None:
