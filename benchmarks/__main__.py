@@ -16,6 +16,7 @@ import printing
 import provider_calls
 import readiness
 import round_trip
+import sessions
 from measuring import FULL, QUICK, TINY, NoiseMeter, Result, Sizes
 
 BENCHMARKS: dict[str, Callable[[Sizes], list[Result]]] = {
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[Sizes], list[Result]]] = {
     "calls": provider_calls.run,
     "memory": memory.run,
     "ready": readiness.run,
+    "sessions": sessions.run,
 }
 
 

@@ -294,6 +294,8 @@ def test_the_timeout_counts_from_the_start() -> None:
     view = b.view("r1")
     assert view is not None
     assert (view.timed_out, view.duration) == (False, 9.0)
+    b.do(Tick(), after=-2.0 + b.core.held.cleanup_interval)
+    assert b.state("r1") == "processing"
     b.time += 2.0
     view = b.view("r1")
     assert view is not None
@@ -429,6 +431,7 @@ def test_a_function_past_its_timeout_is_killed_and_counts_as_timeout(*, started:
     (order,) = _orders(_ask(b, timeout=5.0))
     if started:
         b.do(Reported(LANE, Started("f1", order.attempt)), after=4.0)
+        assert not _orders(b.do(Tick(), after=1.5)), "what it waited for a process is not the function's time"
     (kill,) = _orders(b.do(Tick(), after=5.1))
     assert kill == CancelCall("f1", order.attempt)
     assert b.figures()["active_sessions"] == 1, "until it is dead the slot is its own"
