@@ -22,10 +22,11 @@ from callpool.manager.sessions import SessionManager
 from client_process import ClientProcess
 from measuring import Result, Sizes, quantile, ratio_name, seconds, take_turns
 from session_table import SessionTable
-from work import PATIENCE
 
 CLIENTS = 4
 DEFAULT_LIMIT = 200
+LONG = 3_600.0
+"""Seconds for sessions that are held while others are measured."""
 BARE = "bare Manager call"
 TWO, FOUR, BUSY = "callpool, two verbs", "callpool, four verbs", f"callpool, two verbs, {CLIENTS} busy processes"
 
@@ -83,14 +84,13 @@ def run(sizes: Sizes) -> list[Result]:
         for active, table in tables.items():
             assert (len(table), table.current_metadata_bytes) == (active, 2 * active)
             assert table.created == active + sum(table.ended.values())
-        stack.pop_all().close()
     return [creations, lives, _memory(sizes)]
 
 
 def _holding(active: int) -> SessionManager:
     manager = SessionManager(max_concurrent_sessions=active + DEFAULT_LIMIT)
     for _ in range(active):
-        manager.create_session("p", "m")
+        manager.create_session("p", "m", timeout_seconds=LONG)
     return manager
 
 
@@ -252,7 +252,7 @@ def _bytes_of_each(held: int) -> tuple[float, float]:
         manager.create_session("p", "m").release()
         before = supervisor.memory_info().rss
         for _ in range(held):
-            manager.create_session("p", "m", timeout_seconds=10 * PATIENCE)
+            manager.create_session("p", "m", timeout_seconds=LONG)
         grown = supervisor.memory_info().rss - before
         figures = manager.get_metrics()
         assert figures["active_sessions"] == held, f"{figures['active_sessions']} sessions are held, not {held}"

@@ -70,15 +70,11 @@ class AsyncChannel(asyncio.Protocol):
         """The socket is the loop's; the supervisor speaks first."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclasses of it
         self._transport.set_write_buffer_limits(high=wire.BATCH_BYTES)
-        if self._why is not None:  # given up meanwhile
-            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: take the frames that are complete."""
         try:
             for body in self._framer.feed(data):
-                if not self.is_open:
-                    return
                 self._on_frame(body)
         except CallpoolError as error:
             self.abort(error)
@@ -178,9 +174,8 @@ class AsyncChannel(asyncio.Protocol):
     def flush(self) -> None:
         """Send now what this turn has brought so far."""
         unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
-        if unsent and self.is_open:
-            for data in wire.batches(unsent):
-                self._write(data)
+        for data in wire.batches(unsent) if unsent else ():
+            self._write(data)
 
     async def close(self) -> None:
         """Send what is owed and end the connection; returns when it has ended. Idempotent."""
@@ -204,7 +199,7 @@ class AsyncChannel(asyncio.Protocol):
             await self._ended.wait()  # it comes with the next turn of the loop
 
     def abort(self, why: CallpoolError) -> None:
-        """End the connection at once, or as soon as it is made."""
+        """End the connection at once."""
         self._why = self._why or why
         if self._transport is not None:
             self._transport.abort()

@@ -308,7 +308,7 @@ class _Bounded(io.BytesIO):
 
 def _dump(value: object, limit: int, name: Callable[[object], str | None]) -> bytes:
     """Pickle a value; `name` is asked for each object in it, and what it names goes by that name alone."""
-    import dill  # type: ignore[import-untyped] # noqa: PLC0415
+    import dill  # noqa: PLC0415
 
     buffer = _Bounded(limit)
     # recurse: a function goes with the globals that it names, not with a reference to a `__main__` that is another one there.

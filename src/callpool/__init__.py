@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from callpool.manager.aio_sessions import AsyncSessionManager
     from callpool.manager.client import Client
     from callpool.manager.embedded import connect, start
+    from callpool.manager.execution import ExecutionResult
     from callpool.manager.handle import Chunk, Handle
     from callpool.manager.session import Session
     from callpool.manager.sessions import SessionManager
@@ -31,6 +32,7 @@ __all__ = [
     "AsyncSessionManager",
     "Chunk",
     "Client",
+    "ExecutionResult",
     "Handle",
     "Session",
     "SessionManager",
@@ -48,6 +50,7 @@ _LAZY = {
     "AsyncSessionManager": "callpool.manager.aio_sessions",
     "Chunk": "callpool.manager.handle",
     "Client": "callpool.manager.client",
+    "ExecutionResult": "callpool.manager.execution",
     "Handle": "callpool.manager.handle",
     "Session": "callpool.manager.session",
     "SessionManager": "callpool.manager.sessions",

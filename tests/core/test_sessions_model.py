@@ -143,7 +143,7 @@ class Bookkeeping(RuleBasedStateMachine):
         self.bench.answer(SessionMoved(key, session_id=known.session_id, move=Move.FAIL, release=True, settle=True))
         self.model.move(key, "fail", self.bench.time)
 
-    @precondition(lambda self: not self.model.draining and self.model.created > 10)
+    @precondition(lambda self: not self.model.draining and self.model.created > 3)
     @rule()
     def shut_down(self) -> None:
         self.bench.do(DrainAsked(1_000.0))

@@ -14,16 +14,24 @@ PUBLIC = tuple(
     f"callpool.manager.{name}"
     for name in (
         "aio",
+        "aio_handle",
+        "aio_session",
+        "aio_sessions",
         "batch",
         "client",
         "config",
         "embedded",
         "errors",
+        "execution",
         "executor",
         "exits",
         "handle",
         "launch",
+        "lifecycle_logger",
         "paths",
+        "process_wide",
+        "session",
+        "sessions",
         "settings",
     )
 )

@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 HANG = 20.0
 """Seconds after which a wait is a hang."""
+LONG = 600.0
+"""Seconds of a timeout that must not come, however slow the machine is."""
 SHORT = 0.02
 """Seconds of a timeout that is meant to come."""
 STREAM = 1_000_000
@@ -103,7 +105,7 @@ class Client:
         """Create the sessions of these numbers and keep them; their request ids."""
 
         def create(number: int) -> str:
-            session = self.sessions.create_session("load", "m", **(metadata_of(number) if metadata else {}))
+            session = self.sessions.create_session("load", "m", None, LONG, **(metadata_of(number) if metadata else {}))
             if start:
                 session.start()
             self._held[number] = session

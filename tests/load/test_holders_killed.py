@@ -187,7 +187,9 @@ def state(manager: SessionManager, request_id: str) -> str | None:
 def test_a_forked_child_that_keeps_the_sockets_does_not_keep_a_killed_holders_sessions() -> None:
     with under_load(limit=10, clients=2) as (witness, crew):
         (held, others) = crew.ask("hold", each={"numbers": [[0, 1], [2]]}, metadata=True, start=True)
+        supervisor = psutil.Process(supervisor_pid(witness))
         (forked,) = crew.ask("fork", to=[0])
+        descriptors = supervisor.num_fds()
         child = psutil.Process(forked["pid"])
         os.kill(crew.pids[0], signal.SIGKILL)
         eventually(
@@ -197,6 +199,7 @@ def test_a_forked_child_that_keeps_the_sockets_does_not_keep_a_killed_holders_se
             within=FREE_WITHIN,
             why="the dead holder's sessions live on, or others do not",
         )
+        eventually(lambda: supervisor.num_fds() < descriptors, why="the dead holder's connections are kept")
         assert alive([child]), "it ended, so nothing was tested"
         ends = [witness.get_session(request_id) for request_id in held]
         assert [session and (session.state, session.error) for session in ends] == [("error", GONE_HOLDER)] * 2

@@ -19,10 +19,11 @@ import uvloop
 import callpool
 from callpool.manager import aio_channel, peers, wire
 from callpool.manager.aio import AsyncClient
+from callpool.manager.aio_channel import AsyncChannel
 from callpool.manager.aio_handle import AsyncHandle
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry
 from callpool.manager.core.faults import Fault
-from callpool.manager.core.messages import Accepted, Cancel, Done, Note, Rejected, RunFunction, Submit
+from callpool.manager.core.messages import Accepted, Cancel, Done, Note, Rejected, Reply, RunFunction, Submit
 from callpool.manager.errors import (
     BadInput,
     ConnectionLost,
@@ -231,17 +232,44 @@ def test_a_question_without_an_answer_is_forgotten(base_folder: Path, loop: str)
     with_client(base_folder, loop, test)
 
 
-def test_an_answer_that_comes_with_the_cancel_leaves_nothing(base_folder: Path) -> None:
+def test_news_for_a_task_that_was_cancelled_in_the_same_turn(base_folder: Path) -> None:
     async def test(stage: Stage, client: AsyncClient) -> None:
-        asking = asyncio.ensure_future(client.ask("later"))
-        await until(lambda: stage.service.later)
-        (question,) = client._asked.values()
-        question.add_done_callback(lambda _question: asking.cancel())
-        stage.connection.abort("for this test")
-        with suppress(asyncio.CancelledError, ConnectionLost):
-            await asking
+        handle = await taken(stage, client)
+        asking = [asyncio.ensure_future(client.ask("later")) for _ in range(2)]
+        waiting = asyncio.ensure_future(handle.result())
+        await until(lambda: len(stage.service.later) == 2)
+        for each in (*asking, waiting):
+            each.cancel()
+        client._on_events([Reply(min(client._asked), "too late"), done(handle.request_id)])
+        client._on_lost(ConnectionLost("too late as well"))
+        for each in (*asking, waiting):
+            with pytest.raises(asyncio.CancelledError):
+                await each
 
     with_client(base_folder, "asyncio", test)
+
+
+def test_a_submitter_that_is_cancelled_while_the_connection_ends(base_folder: Path) -> None:
+    async def test(stage: Stage, client: AsyncClient) -> None:
+        submitting = asyncio.ensure_future(submit(client))
+        await until(lambda: stage.service.heard(Submit))
+        assert client._channel is not None
+        client._channel.abort(ConnectionLost("for this test"))
+        submitting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+
+    with_client(base_folder, "asyncio", test)
+
+
+def test_a_description_that_comes_when_nobody_waits_for_it_any_more() -> None:
+    async def test() -> None:
+        handshake = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test", holder="h", door="python")
+        channel = AsyncChannel(handshake, on_events=lambda _events: None, on_lost=lambda _error: None)
+        channel._opened.cancel()
+        channel._on_description(wire.encoder.encode((wire.KIND_RETURN, {})))
+
+    run(test)
 
 
 @both_loops
@@ -388,14 +416,19 @@ def test_a_supervisor_that_does_not_read_holds_back_those_who_send(
         ]
         channel = client._channel
         assert channel is not None
+
+        def waiting_bytes() -> int:
+            return channel._transport.get_write_buffer_size() if channel._transport is not None else 0
+
         await until(lambda: not channel.has_room)
         with pytest.raises(ConnectionLost, match="did not answer"):
             await client.ask("echo", _wait=0.01)
-        assert channel._transport is not None
-        assert channel._transport.get_write_buffer_size() < 2 * wire.BATCH_BYTES, "most of them still wait"
+        assert waiting_bytes() < 2 * wire.BATCH_BYTES, "most of them still wait"
         submitting[-1].cancel()
         stage.connection._transport.resume_reading()
-        await until(lambda: len(stage.service.heard(Submit)) == count - 1)
+        unsent = []
+        await until(lambda: unsent.append(waiting_bytes()) or len(stage.service.heard(Submit)) == count - 1)  # type: ignore[func-returns-value]
+        assert max(unsent) < 3 * wire.BATCH_BYTES, "they did not all send at once when there was room again"
         assert stage.service.asked == []
         stage.say(*(Accepted(f"r{number}", 0) for number in range(count - 1)))
         outcomes = await asyncio.gather(*submitting, return_exceptions=True)
@@ -413,6 +446,21 @@ def test_a_supervisor_that_does_not_read_holds_back_those_who_send(
         stage.connection._transport.resume_reading()
 
     with_client(base_folder, loop, test)
+
+
+def test_who_waits_for_room_learns_of_the_end(base_folder: Path) -> None:
+    async def test(stage: Stage, client: AsyncClient) -> None:
+        stage.connection._transport.pause_reading()
+        waiting = [asyncio.ensure_future(submit(client, x="x" * 100_000)) for _ in range(50)]
+        assert client._channel is not None
+        channel = client._channel
+        await until(lambda: not channel.has_room)
+        stage.connection.abort("for this test")
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(each) for each in outcomes} == {ConnectionLost}
+        assert not client._handles
+
+    with_client(base_folder, "asyncio", test)
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,10 @@ def _rows(rows: Iterable[dict[str, Any]]) -> Table:
         table.add_row(
             _text(row["request_id"]),
             _text(f"{row['provider']}/{row['model']}"),
-            _text(row["state"]),
-            Text(f"{max(0.0, now - row['created_at']):.0f} s", style="red" if row["timed_out"] else ""),
+            Text(
+                f"{row['state']}, late" if row["timed_out"] else row["state"], style="red" if row["timed_out"] else ""
+            ),
+            f"{max(0.0, now - row['created_at']):.0f} s",
             f"{row['timeout_seconds']:g} s",
             _text(row["holder"]),
             byte_size(row["metadata_bytes"]),

@@ -67,7 +67,11 @@ def test_every_argument_of_submit_is_kept_from_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["start"], ["submit"], ["chat"], ["show"], ["status"], ["workers"], ["stop"], ["config"], ["config", "check"]],
+    "command",
+    [
+        [], ["start"], ["submit"], ["chat"], ["show"], ["status"], ["sessions"], ["workers"], ["health"], ["stop"],
+        ["config"], ["config", "check"],
+    ],
     ids=" ".join,
 )  # fmt: skip
 def test_help_is_there_and_keeps_to_80_columns(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
