@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from callpool.manager import proxy, wire
-from callpool.manager.channel import SERVICE_IDENT
-from callpool.manager.channel import _encode as encode_message
+from callpool.manager.channel import SERVICE_IDENT, encode_message
 from callpool.manager.core.catalogue import Catalogue
 from callpool.manager.core.faults import Fault
 from callpool.manager.errors import CallpoolError, ConnectionLost, from_fault

@@ -98,7 +98,7 @@ class Channel:
 
     def send(self, message: ClientMessage) -> None:
         """Send a message, with whatever else waits. Raises for what cannot be sent, and when the connection has ended."""
-        encoded = _encode(message)
+        encoded = encode_message(message)
         with self._lock:
             if self._closed:
                 raise ConnectionLost("the client is closed, or its connection to the supervisor broke")
@@ -152,7 +152,7 @@ class Channel:
                 thread.join(timeout=5.0)
 
 
-def _encode(message: ClientMessage) -> msgspec.Raw:
+def encode_message(message: ClientMessage) -> msgspec.Raw:
     """The message's bytes; in the caller, so that what cannot be sent costs nobody else anything."""
     try:
         encoded = wire.encoder.encode(message)

@@ -212,6 +212,11 @@ class Client:
         answer: dict[str, Any] = self.ask("status")
         return answer
 
+    def health(self, *, wait: float = 5.0) -> dict[str, Any]:
+        """How the supervisor is: `{healthy, state, reasons, checks}`; ConnectionLost after `wait` seconds without an answer."""
+        answer: dict[str, Any] = self.ask("health", _wait=wait)
+        return answer
+
     def show(self, request_id: str) -> dict[str, Any]:
         """The record of a live or recent request, with its phases. Raises UnknownRequest."""
         answer: dict[str, Any] = self.ask("show", request_id=request_id)

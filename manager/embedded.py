@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from callpool.manager.config import Source
 
 
-def connect(address: str | os.PathLike[str] | None = None) -> Client:
-    """Connect to a running supervisor: the one at `address`, else this user's. Raises NotRunning if there is none."""
-    return Client(default_address() if address is None else os.fspath(address))
+def connect(address: str | os.PathLike[str] | None = None, *, door: str = "python") -> Client:
+    """Connect to a running supervisor: the one at `address`, else this user's. Raises NotRunning if there is none.
+
+    `door` is the kind of program: what is not the user's own Python program gives its name, and may not have functions run.
+    """
+    return Client(default_address() if address is None else os.fspath(address), door=door)
 
 
 def default_address() -> str:

@@ -53,6 +53,7 @@ class Holder:
 
     def __init__(self, holder_id: str, key: tuple[int, str]) -> None:
         self.holder_id = holder_id
+        """With the process id in it, for people: `pid_4711_3` is the third holder that came."""
         self.key = key
         self.connections: set[Link] = set()
         self.pidfd: int | None = None
@@ -84,7 +85,7 @@ class Holders:
         key = (pid, name)
         holder = self._holders.get(key)
         if holder is None:
-            holder = self._holders[key] = Holder(f"holder_{next(self._numbers)}", key)
+            holder = self._holders[key] = Holder(f"pid_{pid or 'unknown'}_{next(self._numbers)}", key)
             holder.pidfd = peers.open_pidfd(pid)
             if holder.pidfd is not None:
                 self._loop.add_reader(holder.pidfd, self._process_ended, holder)
@@ -99,10 +100,6 @@ class Holders:
         holder.connections.discard(connection)
         if not holder.connections and holder.timer is None and self._holders.get(holder.key) is holder:
             holder.timer = self._loop.call_later(self._grace, self._end, holder)
-
-    def pid_of(self, holder_id: str) -> int | None:
-        """The process of a holder; None if it is gone. O(holders): for people who look."""
-        return next((each.pid for each in self._holders.values() if each.holder_id == holder_id), None)
 
     def close(self) -> None:
         """Watch nobody any more: the supervisor ends."""

@@ -8,6 +8,7 @@ The names of the statistics and the texts of the refusals are fixed: clients and
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.metrics import Histogram, Rate, Tally
@@ -199,7 +200,7 @@ class SessionTable:
             "shutdown_requested": shutdown_requested,
         }
 
-    def metrics(self, *, now: float, shutdown_requested: bool) -> dict[str, object]:
+    def metrics(self, *, now: float, shutdown_requested: bool) -> dict[str, Any]:
         """The statistics, and rates and distributions beside them. Rates divide by all ended sessions, 0.0 without any."""
         ended = sum(self.ended.values())
 

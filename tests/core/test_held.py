@@ -294,7 +294,7 @@ def test_the_timeout_counts_from_the_start() -> None:
     view = b.view("r1")
     assert view is not None
     assert (view.timed_out, view.duration) == (False, 9.0)
-    b.do(Tick(), after=-2.0 + b.core.held.cleanup_interval)
+    b.do(Tick(), after=b.core.held.cleanup_interval - 2.0)
     assert b.state("r1") == "processing"
     b.time += 2.0
     view = b.view("r1")
@@ -376,7 +376,7 @@ def test_figures_are_exact_also_after_a_reset() -> None:
     b.create("new")
     assert b.figures()["peak_concurrent_sessions"] == 3
     b.answer(SessionMoved("kept", move=Move.FAIL, release=True), after=1.5)
-    metrics = b.core.sessions.metrics(now=b.time, shutdown_requested=False)
+    metrics: dict[str, Any] = b.core.sessions.metrics(now=b.time, shutdown_requested=False)
     assert (metrics["error_rate"], metrics["success_rate"], metrics["average_session_duration"]) == (1.0, 0.0, 1.5)
     ended = sum(b.core.sessions.ended.values())
     assert metrics["total_sessions_created"] + metrics["sessions_live_at_reset"] == len(b.core.sessions.live) + ended

@@ -127,12 +127,15 @@ class Load(NamedTuple):
 
 
 @contextlib.contextmanager
-def under_load(limit: int, clients: int = CLIENTS) -> Iterator[Load]:
-    """An embedded supervisor with this limit of sessions, and connected clients."""
-    with Crew(clients) as crew, SessionManager(max_concurrent_sessions=limit) as manager:
-        crew.ask("connect", address=manager.address)
+def under_load(limit: int, clients: int = CLIENTS, *, connect: bool = True) -> Iterator[Load]:
+    """An embedded supervisor with this limit of sessions, and clients, which are connected unless the test sees to it."""
+    with contextlib.ExitStack() as stack:
+        crew = stack.enter_context(Crew(clients))  # first: the two start at the same time
+        manager = stack.enter_context(SessionManager(max_concurrent_sessions=limit))
+        stack.callback(crew.close)  # before the supervisor, which would wait for the sessions of a test that failed
+        if connect:
+            crew.ask("connect", address=manager.address)
         yield Load(manager, crew)
-        crew.close()  # before what it is connected to
 
 
 def shares(total: int, parts: int = CLIENTS) -> list[list[int]]:

@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ class TestMetadata:
     def test_metadata_is_measured_as_the_specification_writes_it(self, manager: SessionManager) -> None:
         manager.create_session("kimi", "kimi-k3", "r1", k="é😀")
         assert manager.get_statistics()["current_metadata_bytes"] == 27
-        odd = {"when": {1, 2}, "nested": {"é": [None, 1.5]}}
+        odd: dict[str, Any] = {"when": {1, 2}, "nested": {"é": [None, 1.5]}}
         manager.create_session("kimi", "kimi-k3", "r2", **odd)
         assert manager.get_statistics()["current_metadata_bytes"] == 27 + len(
             json.dumps(odd, default=str).encode("utf-8")
@@ -52,12 +53,12 @@ class TestMetadata:
         sessions = [manager.create_session("kimi", "kimi-k3", text="ü" * number) for number in range(5)]
         held = manager.get_statistics()["current_metadata_bytes"]
         assert held == sum(len(json.dumps({"text": "ü" * number}).encode()) for number in range(5))
-        for left, session in enumerate(reversed(sessions)):
-            manager.release_session(session.request_id)
+        for left in (4, 3, 2, 1, 0):
+            manager.release_session(sessions[left].request_id)
             statistics = manager.get_statistics()
-            assert statistics["metrics_drift"] == 0
-            assert statistics["active_sessions"] == 4 - left
-        assert statistics["current_metadata_bytes"] == 0
+            assert (statistics["metrics_drift"], statistics["active_sessions"]) == (0, left)
+            rest = sum(len(json.dumps({"text": "ü" * number}).encode()) for number in range(left))
+            assert statistics["current_metadata_bytes"] == rest
 
 
 class TestShutdown:

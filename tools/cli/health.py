@@ -21,7 +21,7 @@ def health(*, as_json: AsJson = False, address: Address = None) -> int:
     """
     try:
         with connect(address) as client:
-            facts: dict[str, Any] = client.ask("health", _wait=ANSWER_WAIT)
+            facts: dict[str, Any] = client.health(wait=ANSWER_WAIT)
     except (errors.NotRunning, errors.HandshakeFailed, errors.ConnectionLost) as error:
         if not as_json:
             raise
@@ -48,8 +48,8 @@ def _show(facts: dict[str, Any]) -> None:
     state = facts["state"]
     parts = [Text(terminal.one_line(state), style=f"bold {_STYLES.get(state, '')}")]
     parts += [Text(terminal.one_line(f"- {reason}")) for reason in facts["reasons"]]
-    table = tables._columns("check", "", note="found")  # noqa: SLF001 - one look for the tables of all commands
+    table = tables.columns("check", "", note="found")
     for check in facts["checks"]:
         verdict = Text("ok", style="green") if check["ok"] else Text("wrong", style="red")
         table.add_row(Text(terminal.one_line(check["name"])), verdict, Text(terminal.one_line(check["message"])))
-    tables._print(*parts, Text(), table)  # noqa: SLF001 - as above
+    tables.print_parts(*parts, Text(), table)

@@ -68,7 +68,7 @@ _OWN_OPTIONS: Final = {
 
 def connect(address: str | None) -> Client:
     """Connect to the supervisor at `address`, else to the user's own. Raises NotRunning."""
-    return callpool.connect(Path(address).expanduser().absolute() if address else None)
+    return callpool.connect(Path(address).expanduser().absolute() if address else None, door="cli")
 
 
 def parse_parameters(given: list[str] | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _REJECTIONS: Final = {"capacity": "capacity", "metadata": "metadata_size", "crea
 def show_sessions(rows: list[dict[str, Any]], statistics: dict[str, Any]) -> None:
     """Rows of `Session.describe`, and the statistics with the pool's limit."""
     listed = _rows(rows) if rows else Text("no active session")
-    tables._print(listed, Text(), _totals(statistics))  # noqa: SLF001 - one look for the tables of all commands
+    tables.print_parts(listed, Text(), _totals(statistics))
 
 
 def _rows(rows: Iterable[dict[str, Any]]) -> Table:

@@ -52,12 +52,12 @@ def show_status(facts: dict[str, Any]) -> None:
         parts.append(_titled("Accounts", _accounts(facts["accounts"])))
     if facts["model_servers"]:
         parts.append(_titled("Model servers", _model_servers(facts["model_servers"])))
-    _print(*parts)
+    print_parts(*parts)
 
 
 def show_workers(rows: list[dict[str, Any]]) -> None:
     """The workers of `Client.status`."""
-    _print(_workers(rows))
+    print_parts(_workers(rows))
 
 
 def show_record(record: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def show_record(record: dict[str, Any]) -> None:
         fields.add_row("received", time.strftime("%Y-%m-%d %H:%M:%S", began))
     if record["fault"]:
         fields.add_row("error", _text(f"{record['fault']['code']}: {record['fault']['message']}"))
-    _print(fields, _phases(record["phases"]))
+    print_parts(fields, _phases(record["phases"]))
 
 
 def show_drain(report: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def show_drain(report: dict[str, Any]) -> None:
         if name not in counts:
             shown = f"{value:.3f} s" if name == "shutdown_duration" else str(value)
             figures.add_row(_text(name), "yes" if value is True else "no" if value is False else shown)
-    _print(Text(f"drained in {report['shutdown_duration']:.2f} s", style="bold"), fields, Text(), figures)
+    print_parts(Text(f"drained in {report['shutdown_duration']:.2f} s", style="bold"), fields, Text(), figures)
 
 
 def show_config(path: str | None, facts: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def show_config(path: str | None, facts: dict[str, Any]) -> None:
     parts += [_titled(f"[providers.{name}]", _provider(provider)) for name, provider in facts["providers"].items()]
     if not facts["providers"]:
         parts.append(Text("\nno provider is configured: nothing can be submitted", style="yellow"))
-    _print(*parts)
+    print_parts(*parts)
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def _pool(facts: dict[str, Any]) -> RenderableType:
 
 
 def _workers(rows: Iterable[dict[str, Any]]) -> Table:
-    table = _columns("id", "pid", "state", "active", "restarts", "memory", note="note")
+    table = columns("id", "pid", "state", "active", "restarts", "memory", note="note")
     for row in rows:
         memory = processes.memory_of(row["pid"])
         table.add_row(
@@ -164,7 +164,7 @@ def _workers(rows: Iterable[dict[str, Any]]) -> Table:
 
 
 def _accounts(rows: Iterable[dict[str, Any]]) -> Table:
-    table = _columns("name", "active", "", "queued", note="note")
+    table = columns("name", "active", "", "queued", note="note")
     for row in rows:
         gauge = bar(row["active"], row["limit"], unicode=_is_unicode(sys.stdout))
         full = row["active"] >= row["limit"]
@@ -179,7 +179,7 @@ def _accounts(rows: Iterable[dict[str, Any]]) -> Table:
 
 
 def _model_servers(rows: Iterable[dict[str, Any]]) -> Table:
-    table = _columns("provider", "pid", "state", "restarts", "memory")
+    table = columns("provider", "pid", "state", "restarts", "memory")
     for row in rows:
         memory = processes.memory_of(row["pid"])
         table.add_row(
@@ -194,7 +194,7 @@ def _model_servers(rows: Iterable[dict[str, Any]]) -> Table:
 
 def _phases(phases: list[dict[str, Any]]) -> Table:
     """Each phase with the time since the request was received, and how long it lasted."""
-    table = _columns("phase", "after", "until next")
+    table = columns("phase", "after", "until next")
     ends = [phase["after_seconds"] for phase in phases[1:]] + [None]
     for phase, end in zip(phases, ends, strict=True):
         after = phase["after_seconds"]
@@ -224,7 +224,7 @@ def _key(key: dict[str, Any]) -> Text:
 # Pieces.
 
 
-def _print(*parts: RenderableType) -> None:
+def print_parts(*parts: RenderableType) -> None:
     """Render for standard output, and write in one piece: a reader that goes away is then noticed in one place."""
     coloured = terminal.has_colour(sys.stdout)
     out = io.StringIO()
@@ -241,7 +241,7 @@ def _print(*parts: RenderableType) -> None:
     terminal.write("".join(line.rstrip() + "\n" for line in out.getvalue().splitlines()))
 
 
-def _columns(*names: str, note: str | None = None) -> Table:
+def columns(*names: str, note: str | None = None) -> Table:
     """A table without lines. Names that hold numbers are to the right; a `note` column takes what is left."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     numeric = {"active", "queued", "restarts", "memory", "after", "until next"}
