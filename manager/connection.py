@@ -145,14 +145,16 @@ class Connection(asyncio.Protocol):
     def _on_lockstep(self, body: bytes) -> None:
         """One call of a Manager proxy: (ident, method, args, kwds) → (kind, value)."""
         ident, method, arguments, keywords = wire.decode(wire.lockstep_calls, body, "call")
-        self._answer_later(
-            lambda: (
+        try:
+            value = (
                 self._manager_call(method, arguments)
                 if ident is None
                 else self._service_call(ident, method, arguments, keywords)
-            ),
-            self._answer_lockstep,
-        )
+            )
+        except CallpoolError as error:
+            self._answer_lockstep(None, error.fault)
+        else:
+            self._answer_with(value, self._answer_lockstep)
         if ident == SERVICE_IDENT and method == OPEN_CHANNEL:
             self._on_frame = self._on_batch
             self._service.client_joined(self.client_id)  # after the answer: from here on only batches are sent
@@ -178,17 +180,17 @@ class Connection(asyncio.Protocol):
         def answer(value: Any, fault: Fault | None) -> None:
             self.send(Reply(ask.number, value, fault))
 
-        self._answer_later(lambda: self._service.call_verb(self._caller, ask.verb, ask.arguments), answer)
+        try:
+            value = self._service.call_verb(self._caller, ask.verb, ask.arguments)
+        except CallpoolError as error:
+            answer(None, error.fault)
+        else:
+            self._answer_with(value, answer)
 
     # Calls.
 
-    def _answer_later(self, call: Callable[[], Any], answer: Callable[[Any, Fault | None], None]) -> None:
-        """Make a call and answer with its value: now, or when its future is done."""
-        try:
-            value = call()
-        except CallpoolError as error:
-            answer(None, error.fault)
-            return
+    def _answer_with(self, value: Any, answer: Callable[[Any, Fault | None], None]) -> None:
+        """Answer with a value: now, or when it is there, if it is a future."""
         if not isinstance(value, asyncio.Future):
             answer(value, None)
             return

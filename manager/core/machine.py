@@ -184,7 +184,9 @@ class Core:
 
     def next_deadline(self) -> float | None:
         """Monotonic seconds at which a `Tick` is due, or None."""
-        due = min((each for each in (self._deadlines.next(), self.leases.next()) if each is not None), default=None)
+        due, lease = self._deadlines.next(), self.leases.next()
+        if lease is not None and (due is None or lease < due):
+            due = lease
         if self.drain is not None and not self.drain.reported:
             drain_due = self.drain.deadline if self.drain.give_up_at is None else self.drain.give_up_at
             due = drain_due if due is None else min(due, drain_due)
