@@ -38,7 +38,7 @@ def chance(seed: int) -> random.Random:
 def test_200_holders_are_killed_at_random_moments(chance: random.Random) -> None:
     """Some as they connect and create, some idle, some processing, some in a stream of creations and releases."""
     with under_load(limit=LIMIT, clients=HOLDERS, connect=False) as (witness, crew):
-        witness.get_statistics()
+        witness.get_statistics()  # so that its own connection is counted before and after
         supervisor = psutil.Process(supervisor_pid(witness))
         descriptors = supervisor.num_fds()
         everybody = chance.sample(range(HOLDERS), HOLDERS)
@@ -188,6 +188,7 @@ def test_a_forked_child_that_keeps_the_sockets_does_not_keep_a_killed_holders_se
         (held, others) = crew.ask("hold", each={"numbers": [[0, 1], [2]]}, metadata=True, start=True)
         supervisor = psutil.Process(supervisor_pid(witness))
         (forked,) = crew.ask("fork", to=[0])
+        witness.get_statistics()  # so that its own connection is counted before and after
         descriptors = supervisor.num_fds()
         child = psutil.Process(forked["pid"])
         os.kill(crew.pids[0], signal.SIGKILL)
