@@ -69,9 +69,19 @@ class Holder:
 class Holders:
     """All holders that have a connection, or had one within the grace."""
 
-    def __init__(self, on_gone: Callable[[str], None], *, grace: float = RESUME_GRACE) -> None:
-        """`on_gone(holder_id)` is called once for each, when nothing can be held by it any more."""
+    def __init__(
+        self,
+        on_gone: Callable[[str], None],
+        *,
+        holds: Callable[[str], bool] = lambda _holder: True,
+        grace: float = RESUME_GRACE,
+    ) -> None:
+        """`on_gone(holder_id)` is called once for each, when nothing can be held by it any more.
+
+        `holds(holder_id)` says whether anything is: who holds nothing has nothing to come back to, and is not waited for.
+        """
         self._on_gone = on_gone
+        self._holds = holds
         self._grace = grace
         self._loop = asyncio.get_running_loop()
         self._holders: dict[tuple[int, str], Holder] = {}
@@ -98,7 +108,11 @@ class Holders:
     def leave(self, holder: Holder, connection: Link) -> None:
         """A connection has ended."""
         holder.connections.discard(connection)
-        if not holder.connections and holder.timer is None and self._holders.get(holder.key) is holder:
+        if holder.connections or self._holders.get(holder.key) is not holder:
+            return
+        if not self._holds(holder.holder_id):
+            self._end(holder)
+        elif holder.timer is None:
             holder.timer = self._loop.call_later(self._grace, self._end, holder)
 
     def close(self) -> None:

@@ -266,6 +266,10 @@ class ServiceProxy(BaseProxy):  # type: ignore[misc]  # multiprocess has no type
         """Submit one request and wait for its end; keywords are the fields of `messages.Submit`."""
         return self._plain("call", **submit)
 
+    def ask(self, verb: str, **arguments: Any) -> Any:
+        """Call any verb of the service by its name, those of sessions among them."""
+        return self._callmethod(verb, (), arguments)
+
     def _plain(self, verb: str, **keywords: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self._callmethod(verb, (), keywords)
         return answer

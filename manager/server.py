@@ -53,6 +53,9 @@ class ServiceVerbs(Protocol):
     exposed: tuple[str, ...]
     """Names of the verbs."""
 
+    def holds(self, holder: str) -> bool:
+        """Whether this process holds any session."""
+
     def holder_gone(self, holder: str) -> None:
         """A process that may hold sessions ended, or let go of its connections for good."""
 
@@ -68,7 +71,7 @@ class ManagerServer:
         self.key = key
         self.clients: dict[str, Connection] = {}
         """client id → connection that has proved itself."""
-        self.holders = Holders(service.holder_gone)
+        self.holders = Holders(service.holder_gone, holds=service.holds)
         self.refused_connections = 0
         self.open_connections: set[Connection] = set()
         """Every open connection, those that still shake hands included."""

@@ -203,6 +203,11 @@ class Service:
         """A client's connection or process ended."""
         self._apply([ClientGone(client)])
 
+    def holds(self, holder: str) -> bool:
+        """Whether this process holds any session, or works on in one that timed out."""
+        with self._lock:
+            return holder in self._core.by_client or holder in self._core.abandoned
+
     def holder_gone(self, holder: str) -> None:
         """A process that may hold sessions ended, or let go of its connections for good."""
         self._apply([ClientGone(holder)])

@@ -1,4 +1,4 @@
-"""The test's end of `programs`: client processes that are told what to do, all at once."""
+"""The test's end of `parent`: client processes that are told what to do, all at once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from typing import Any, NamedTuple, Self
 
 import callpool
 from callpool.manager.sessions import SessionManager
-from tests.load import programs
 from tests.load.programs import HANG
 
 CLIENTS = 4
-PROGRAM = str(Path(programs.__file__).resolve())
+PROGRAM = f"""
+import sys
+sys.path.append({str(Path(__file__).resolve().parents[2])!r})  # last: nothing installed is hidden by the checkout
+from tests.load import parent
+parent.main()
+"""
 OUTCOMES = ("completed", "error", "timeout", "cancelled", "interrupted")
 GONE = "gone"
 """The answer of a client that was killed before it gave one."""
@@ -31,7 +35,7 @@ class Program:
 
     def __init__(self, argument: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", PROGRAM, argument], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [sys.executable, "-Ic", PROGRAM, argument], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self._unread = b""
 

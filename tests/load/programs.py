@@ -1,11 +1,4 @@
-"""Client programs for load: one process imports callpool, forks clients before it has any thread, and passes orders on.
-
-    test ── a line ──► parent ── a line ──► client 0, 1, …      each client has its own connections and threads
-         ◄─ a line ───        ◄─ a line ───                     JSON; an answer to a line comes when all have answered
-
-A client does what it is told, and ends when nobody can tell it anything any more. Never imported by callpool; the test's end of
-it is `crew`.
-"""
+"""What a client process of a load test can be told to do. The process is `parent`'s, the test's end of it is `crew`'s."""
 
 from __future__ import annotations
 
@@ -13,16 +6,13 @@ import asyncio
 import json
 import os
 import random
-import socket
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.managers import BaseManager
 from pathlib import PurePosixPath
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, Any, TypeVar
 
 import callpool
 from callpool.manager import proxy
@@ -280,7 +270,7 @@ class Client:
 
     def bare_times(self, address: str, count: int) -> list[float]:
         """Seconds that each of so many calls of the standard library's Manager takes, which does nothing."""
-        manager = _BareManager(address, BARE_KEY)
+        manager = BareManager(address, BARE_KEY)
         manager.connect()
         nothing = manager.thing()  # type: ignore[attr-defined]  # registered below
         times = []
@@ -320,87 +310,13 @@ def in_threads(threads: int, work: Callable[[Any], T], arguments: list[Any]) -> 
     return [results[at] for at in range(len(arguments))]
 
 
-# Processes.
-
-
-def run_client(connected: socket.socket) -> NoReturn:
-    """Do what the lines say, until there are none."""
-    with connected.makefile("r") as orders, connected.makefile("w") as answers:
-        client = Client(orders)
-        for line in orders:
-            verb, arguments = json.loads(line)
-            try:
-                answer = {"value": client.verbs[verb](**arguments)}
-            except BaseException:  # noqa: BLE001 - the test raises it
-                answer = {"error": f"client {os.getpid()}: {traceback.format_exc()}"}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
-        os._exit(0)  # as a program that crashes: nothing is closed or released, and threads do not keep it
-
-
-def run_parent(count: int) -> None:
-    """Fork clients, pass on orders, gather answers; end all at the end of the input."""
-    clients: list[tuple[int, socket.socket]] = []
-    for _ in range(count):
-        ours, theirs = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
-            for _other, connected in [*clients, (0, ours)]:
-                connected.close()
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, 0)
-            os.dup2(nowhere, 1)
-            run_client(theirs)
-        theirs.close()
-        clients.append((pid, ours))
-    answers = [connected.makefile("r") for _, connected in clients]
-    print(json.dumps([pid for pid, _ in clients]), flush=True)
-    for line in sys.stdin:
-        orders = json.loads(line)
-        for number, order in orders:
-            try:
-                clients[number][1].sendall((json.dumps(order) + "\n").encode())
-            except OSError:  # it was killed: its answer says so
-                continue
-        print(json.dumps([_receive(answers[number]) for number, _ in orders]), flush=True)
-    for _, connected in clients:
-        connected.shutdown(socket.SHUT_RDWR)
-    for pid, _ in clients:
-        os.waitpid(pid, 0)
-
-
-def _receive(answers: IO[str]) -> dict[str, Any]:
-    try:
-        line = answers.readline()
-    except OSError:
-        line = ""
-    answer: dict[str, Any] = json.loads(line) if line.endswith("\n") else {"gone": True}
-    return answer
-
-
 class _Thing:
     def nothing(self) -> None:
         """What the bare Manager serves."""
 
 
-class _BareManager(BaseManager):
+class BareManager(BaseManager):
     """The standard library's Manager, with one object that does nothing."""
 
 
-_BareManager.register("thing", _Thing)
-
-
-def run_bare_manager(address: str) -> None:
-    """Serve until the end of the input."""
-    server = _BareManager(address, BARE_KEY).get_server()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    print("ready", flush=True)
-    sys.stdin.read()
-    os._exit(0)  # the server's threads have no end of their own
-
-
-if __name__ == "__main__":
-    if sys.argv[1].isdigit():
-        run_parent(int(sys.argv[1]))
-    else:
-        run_bare_manager(sys.argv[1])
+BareManager.register("thing", _Thing)

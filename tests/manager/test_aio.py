@@ -92,6 +92,9 @@ class Service:
     def client_gone(self, client: str) -> None:
         self.gone.append(client)
 
+    def holds(self, holder: str) -> bool:
+        return False
+
     def holder_gone(self, holder: str) -> None:
         pass
 

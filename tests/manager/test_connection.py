@@ -40,6 +40,9 @@ class Listening:
     def client_gone(self, client: str) -> None:
         self.gone.append(client)
 
+    def holds(self, holder: str) -> bool:
+        return False
+
     def holder_gone(self, holder: str) -> None:
         self.holders_gone.append(holder)
 
