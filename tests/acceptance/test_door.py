@@ -146,7 +146,7 @@ def test_a_pickle_with_the_right_key_is_not_opened(supervisor: Running, address:
 def test_only_verbs_can_be_called(supervisor: Running, address: str) -> None:
     connection = proxy.connect(address)
     for ident in ("service", None, "other"):
-        for method in ("__class__", "_apply", "shutdown", "stop", "nothing", "#GETVALUE"):
+        for method in ("__class__", "_apply", "serve_forever", "stop", "nothing", "#GETVALUE"):
             connection.send((ident, method, (), {}))
             kind, error = connection.recv()
             assert kind == wire.KIND_ERROR, (ident, method)

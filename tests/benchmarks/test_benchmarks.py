@@ -48,6 +48,21 @@ CONTENDERS = {
             "ProcessPoolExecutor (spawn)",
         },
     },
+    "sessions": {
+        "session creation, median": {
+            "bare Manager call",
+            *(f"callpool, {active} active" for active in (0, 1, 50)),
+            *(f"table, {active} active" for active in (1, 50, 199)),
+        },
+        "session lifecycle": {
+            "bare Manager call",
+            "callpool, two verbs",
+            "callpool, four verbs",
+            "callpool, two verbs, 4 busy processes",
+            *(f"table, {active} active" for active in (1, 50, 199)),
+        },
+        "memory of a session": {"resident", "by its own count"},
+    },
 }
 COUNTS = {
     "no-ops one by one": {"requests of callpool": 3 * 40},  # by one thread, by 8 threads, by 4 processes
@@ -59,6 +74,8 @@ COUNTS = {
         "peak of plain aiohttp": 5,
     },
     "memory, queued": {"requests queued": 50},
+    "session lifecycle": {"lifecycles of callpool": 10 + 10 + 40},  # two verbs, four verbs, 4 processes
+    "memory of a session": {"sessions held": 50},
 }
 
 
@@ -104,7 +121,7 @@ def test_all_benchmarks_run_and_count_right(tmp_path: Path) -> None:
         assert all(len(figures) == 1 for figures in result["figures"].values()), result["name"]
         assert result["name"] in ended.stdout
     assert {result["name"]: result["counts"] for result in results if result["counts"]} == COUNTS
-    assert sum(len(result["targets"]) for result in results) == 5
+    assert sum(len(result["targets"]) for result in results) == 6
 
 
 def test_an_unknown_benchmark_is_refused_by_name() -> None:
