@@ -70,7 +70,9 @@ def view_of(request: Request, now: Now, fault: Fault | None, *, whole: bool = Tr
     completed = None if request.state in ACTIVE else request.phases[-1][1].wall
     started = None
     if session.started_at is not None:
-        started = next(at.wall for phase, at in reversed(request.phases) if phase is Phase.PROVIDER_CALL_START)
+        for phase, at in request.phases:
+            if phase is Phase.PROVIDER_CALL_START:
+                started = at.wall
     duration = session.duration(now.monotonic)
     return SessionView(
         request.session_id,

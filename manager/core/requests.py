@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from callpool.manager.core.states import State
+from callpool.manager.core.states import State, Word
 
 if TYPE_CHECKING:
     from callpool.manager.core.faults import Fault
@@ -22,7 +21,7 @@ class Now(NamedTuple):
     wall: float
 
 
-class Phase(StrEnum):
+class Phase(Word):
     """What the lifecycle of a request records."""
 
     RECEIVED = "RECEIVED"
@@ -41,7 +40,7 @@ class Phase(StrEnum):
     RETRY = "RETRY"
 
 
-class Kind(StrEnum):
+class Kind(Word):
     """Who does the work of a request."""
 
     CALL = "call"

@@ -7,15 +7,15 @@ The names of the statistics and the texts of the refusals are fixed: clients and
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any
 
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.metrics import Histogram, Rate, Tally
 from callpool.manager.core.refusals import capacity_full
+from callpool.manager.core.states import Word
 
 
-class Outcome(StrEnum):
+class Outcome(Word):
     """How a session ended."""
 
     COMPLETED = "completed"

@@ -20,7 +20,13 @@ from enum import StrEnum
 from typing import Protocol
 
 
-class State(StrEnum):
+class Word(StrEnum):
+    """Members are their texts, also for hashing: an Enum's own hash is a Python call, and tables are asked many times a request."""
+
+    __hash__ = str.__hash__
+
+
+class State(Word):
     """Where a request is."""
 
     RECEIVED = "received"
@@ -36,7 +42,7 @@ class State(StrEnum):
     REJECTED = "rejected"
 
 
-class Move(StrEnum):
+class Move(Word):
     """What can happen to a request."""
 
     REJECT = "reject"

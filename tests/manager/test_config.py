@@ -449,7 +449,7 @@ def test_every_limit_has_a_least_and_a_most(name: str) -> None:
     )
     for value in values:
         if (name, value) in ALLOWED:
-            assert load({"supervisor": {name: value}}, {})
+            assert getattr(load({"supervisor": {name: value}}, {}).supervisor, name) == value
         else:
             assert refusal({"supervisor": {name: value}}).details["count"] == 1
 
