@@ -22,6 +22,10 @@ LONGEST_WAIT = 60.0
 """Seconds; a longer wait is a clock of another kind (a container with a time of its own), not a wait."""
 SAMPLE = 64
 """Live sessions that are weighed for the mean."""
+TABLES = 4
+"""Tables that a live session has an entry in: requests, sessions, its holder's, and the one of its deadline."""
+ENTRY_BYTES = 100
+"""One entry of a table, where there is no table to weigh."""
 
 
 class VerbTimes:
@@ -91,16 +95,17 @@ class ServiceMetrics:
         }
 
 
-def weigh_sessions(live: Iterable[Request]) -> dict[str, float]:
+def weigh_sessions(live: dict[str, Request]) -> dict[str, float]:
     """Bytes that a session takes in this process, by `sys.getsizeof` of its parts: the mean of a sample, metadata apart.
 
-    Without a live session a specimen is weighed.
+    Its share of the tables that it stands in is part of it. Without a live session a specimen is weighed.
     """
-    sample = list(islice((request for request in live if request.session is not None), SAMPLE))
+    sample = list(islice((request for request in live.values() if request.session is not None), SAMPLE))
     weighed = [_weigh(request) for request in sample or [_specimen()]]
+    tables = TABLES * (sys.getsizeof(live) / len(live) if live else ENTRY_BYTES)
     return {
         "sampled": len(sample),
-        "bytes_per_session": sum(weighed) / len(weighed),
+        "bytes_per_session": sum(weighed) / len(weighed) + tables,
         "metadata_bytes_per_session": sum(request.metadata_bytes for request in sample) / len(sample)
         if sample
         else 0.0,
@@ -109,14 +114,20 @@ def weigh_sessions(live: Iterable[Request]) -> dict[str, float]:
 
 def _specimen() -> Request:
     submit = Submit("req_" + "0" * 24, "provider", "model", b"")
-    request = Request("holder_1", submit, "session_" + "0" * 16, 1, 30.0, Kind.HELD)
-    request.phases += [(Phase.RECEIVED, Now(0.5, 0.5)), (Phase.SESSION_ALLOCATED, Now(0.5, 0.5))]
+    request = Request("pid_1_1", submit, "session_" + "0" * 16, 1, 30.0, Kind.HELD)
+    now = Now(0.5, 0.5)
+    request.phases += [(Phase.RECEIVED, now), (Phase.SESSION_ALLOCATED, now)]
     request.session = Session(request.session_id, request.request_id, "provider", "model", 2, 0.5)
     return request
 
 
 def _weigh(request: Request) -> int:
-    """The request, its session, their texts, its phases; what several of them share is not theirs."""
-    phases = sys.getsizeof(request.phases) + sum(sys.getsizeof(entry) for entry in request.phases)
-    texts = sys.getsizeof(request.request_id) + sys.getsizeof(request.session_id)
-    return sys.getsizeof(request) + sys.getsizeof(request.session) + phases + texts
+    """The request, its session, their texts, its phases and times; what several of them share is not theirs."""
+    times = {id(at): at for _phase, at in request.phases}.values()
+    phases = sum(sys.getsizeof(entry) for entry in request.phases)
+    moments = sum(sys.getsizeof(at) + 2 * sys.getsizeof(0.5) for at in times)
+    objects = sum(sys.getsizeof(each) for each in (request, request.session, request.phases))
+    texts = sum(
+        sys.getsizeof(text) for text in (request.request_id, request.session_id, request.provider, request.model)
+    )
+    return objects + phases + moments + texts

@@ -29,7 +29,7 @@ from callpool.manager.core.messages import Endpoint
 from callpool.manager.errors import CallpoolError
 from callpool.manager.exits import Exit
 from callpool.manager.function_lane import FunctionLane
-from callpool.manager.health import Surroundings, WorkerFacts, observe_process
+from callpool.manager.health_facts import Surroundings, WorkerFacts, observe_process
 from callpool.manager.lifecycle_file import LifecycleFile
 from callpool.manager.model_host import ModelHost
 from callpool.manager.peers import open_pidfd

@@ -14,14 +14,14 @@ from callpool.manager.arbiter import HEALTHY_AFTER
 from callpool.manager.core.events import AccountClosed, DrainAsked, WorkerDown
 from callpool.manager.core.machine import Core
 from callpool.manager.core.requests import Now
-from callpool.manager.health import (
+from callpool.manager.health import judge
+from callpool.manager.health_facts import (
     Facts,
     LoopFacts,
     PoolFacts,
     ProcessFacts,
     Surroundings,
     WorkerFacts,
-    judge,
     observe_process,
     survey_pool,
 )

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from callpool import BadInput, RequestTimeout, SessionManager, WorkerLost
+import callpool
+from callpool import BadInput, FunctionsRefused, RequestTimeout, SessionManager, WorkerLost
 from tests.acceptance.running import HANG, eventually
 from tests.sessions import programs
 
@@ -203,3 +204,29 @@ def test_what_cannot_run_is_said_at_once_and_holds_nothing(manager: SessionManag
         manager.execute_with_session("kimi", "k3", list, (number for number in [1]), where="worker")
     assert error.value.param == "func"
     assert ended(manager) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "door", "why"),
+    [
+        ({}, "gateway", "by the door 'gateway'"),
+        ({"supervisor": {"function_workers": 0}}, "python", "function_workers = 0"),
+    ],
+)
+def test_functions_are_for_the_users_own_python_programs_alone(config: dict[str, Any], door: str, why: str) -> None:
+    with callpool.start(config) as starter, callpool.connect(starter.address, door=door) as client:
+        with pytest.raises(FunctionsRefused, match=f"functions are refused .*{why}"):
+            client.sessions.execute_with_session("kimi", "k3", os.getpid, where="worker")
+        assert client.sessions.execute_with_session("kimi", "k3", os.getpid) == os.getpid()
+        assert ended(client.sessions) == {"completed": 1}
+        assert not [each for each in starter.health()["checks"] if each["ok"] is not True]
+
+
+def test_the_books_are_compared_and_weighed(manager: SessionManager) -> None:
+    manager.create_session("kimi", "k3", text="x" * 88)
+    metrics = manager.get_metrics()
+    assert metrics["memory"]["metadata_bytes_per_session"] == 100
+    assert 300 < metrics["memory"]["bytes_per_session"] < 3_000
+    assert metrics["reconciliation"]["inconsistencies"] == metrics["metrics_drift"] == 0
+    assert metrics["lock"]["acquisitions"] >= metrics["lock"]["contended"] >= 0
+    assert metrics["verbs"]["create_session"]["wait_seconds"]["count"] == 1
