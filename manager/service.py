@@ -8,8 +8,7 @@ Shared state and its owner:
 
     _core       every request, session, slot and counter; touched only under `_lock`
     _reconciled how often the books were compared, and what was wrong; event loop's thread only
-    _metrics    what the service measures of itself; event loop's thread, the lock's times under `_lock`
-    _waiters    (client, request id) → future of a lockstep `call`; event loop's thread only
+    own_metrics what the service measures of itself; event loop's thread, the lock's times under `_lock`
     _timer      the armed tick; event loop's thread only
 """
 
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from callpool.manager.core.catalogue import refuse_timeout
 from callpool.manager.core.events import (
     AccountClosed,
     Answer,
@@ -50,7 +48,6 @@ from callpool.manager.core.events import (
 from callpool.manager.core.messages import (
     Cancel,
     ClientMessage,
-    Done,
     Finished,
     Note,
     Piece,
@@ -59,11 +56,11 @@ from callpool.manager.core.messages import (
     Started,
     Submit,
 )
-from callpool.manager.core.requests import Now, as_plain
-from callpool.manager.errors import BadInput, FunctionsRefused, ProtocolError, UnknownRequest, from_fault
-from callpool.manager.health import judge
-from callpool.manager.health_facts import Facts, LoopFacts, Surroundings, inconsistencies, survey_pool
+from callpool.manager.core.requests import Now
+from callpool.manager.errors import BadInput, FunctionsRefused, ProtocolError, from_fault
+from callpool.manager.health_facts import inconsistencies, survey_pool
 from callpool.manager.measured_lock import MeasuredLock
+from callpool.manager.request_verbs import Descriptions, RequestVerbs
 from callpool.manager.service_metrics import ServiceMetrics, weigh_sessions
 from callpool.manager.session_verbs import NoArguments, SessionVerbs
 from callpool.version import __version__
@@ -78,7 +75,7 @@ if TYPE_CHECKING:
     from callpool.manager.holders import Caller
 
 
-class Outlets(Protocol):
+class Outlets(Descriptions, Protocol):
     """Where effects go. Called on the event loop's thread, never under the lock."""
 
     def to_client(self, client: str, event: ClientEvent) -> None:
@@ -104,36 +101,6 @@ class Outlets(Protocol):
 
     def drained(self, report: DrainReport) -> None:
         """The drain is over."""
-
-    def describe_workers(self) -> list[dict[str, Any]]:
-        """What `status` says of each worker, without its active calls."""
-
-    def describe_model_servers(self) -> list[dict[str, Any]]:
-        """What `status` says of each local model server."""
-
-    def describe_health(self) -> Surroundings:
-        """What `health` judges and the service cannot see: processes, descriptors, memory, disk."""
-
-    def ask_drain(self, timeout: float | None) -> asyncio.Future[dict[str, Any]]:
-        """Begin to drain; the future is the report."""
-
-
-class _OneRequest(msgspec.Struct, forbid_unknown_fields=True):
-    request_id: str
-
-
-class _CallArguments(msgspec.Struct, forbid_unknown_fields=True):
-    request_id: str
-    provider: str
-    model: str
-    payload: bytes
-    metadata: bytes = b"{}"
-    timeout: float | None = None
-    stream: bool = False
-
-
-class _DrainArguments(msgspec.Struct, forbid_unknown_fields=True):
-    timeout: float | None = None
 
 
 log = logging.getLogger(__name__)
@@ -166,32 +133,24 @@ class Service:
         """`functions`: whether Python clients may have functions run."""
         self._core = core
         self._outlets = outlets
-        self._address = address
         self._functions = functions
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._started = clock()
         boot = os.urandom(4).hex()
         self._session_ids = (f"session_{boot}{number:08x}" for number in itertools.count(1))
-        self._waiters: dict[tuple[str, str], asyncio.Future[dict[str, Any]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
+        self._requests = RequestVerbs(self, outlets, address=address)
         self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[Caller, Any], Any]]] = {
-            "ping": (NoArguments, lambda _caller, _arguments: None),
             "open_channel": (NoArguments, self._open_channel),
-            "call": (_CallArguments, self._call),
-            "cancel": (_OneRequest, self._cancel),
-            "show": (_OneRequest, self._show),
-            "status": (NoArguments, self._status),
-            "health": (NoArguments, self._health),
-            "drain": (_DrainArguments, self._drain),
             "let_go": (NoArguments, self._let_go),
+            **self._requests.verbs,
             **SessionVerbs(self).verbs,
         }
         self.exposed = tuple(self._verbs)
-        self._metrics = ServiceMetrics(self._verbs)
-        self._lock = MeasuredLock(self._metrics.lock_wait.add, self._metrics.lock_hold.add)
-        self._metrics.start()
+        self.own_metrics = ServiceMetrics(self._verbs)
+        self._lock = MeasuredLock(self.own_metrics.lock_wait.add, self.own_metrics.lock_hold.add)
+        self.own_metrics.start()
         self._reconciled = {"looks": 0, "inconsistencies": 0}
         self._reconciler = self._loop.call_later(RECONCILE_INTERVAL, self._reconcile)
 
@@ -200,19 +159,19 @@ class Service:
     def handle_client(self, caller: Caller, messages: list[ClientMessage]) -> None:
         """Apply a batch of a client's messages as one step."""
         events = [self._event_of(caller, message) for message in messages]
-        self._apply([event for event in events if event is not None])
+        self.apply([event for event in events if event is not None])
 
     def handle_reports(self, worker: int, reports: Iterable[Started | Piece | Finished]) -> None:
         """Apply a batch of a worker's reports as one step."""
-        self._apply([Reported(worker, report) for report in reports])
+        self.apply([Reported(worker, report) for report in reports])
 
     def client_joined(self, client: str) -> None:
         """A client has opened its channel, and knows it."""
-        self._apply([ClientJoined(client)])
+        self.apply([ClientJoined(client)])
 
     def client_gone(self, client: str) -> None:
         """A client's connection or process ended."""
-        self._apply([ClientGone(client)])
+        self.apply([ClientGone(client)])
 
     def holds(self, holder: str) -> bool:
         """Whether this process holds any session, or works on in one that timed out."""
@@ -221,28 +180,28 @@ class Service:
 
     def holder_gone(self, holder: str) -> None:
         """A process that may hold sessions ended, or let go of its connections for good."""
-        self._apply([ClientGone(holder)])
+        self.apply([ClientGone(holder)])
         self._outlets.release_lane(holder)
 
     def worker_up(self, worker: int) -> None:
         """A worker can make calls."""
-        self._apply([WorkerUp(worker)])
+        self.apply([WorkerUp(worker)])
 
     def worker_down(self, worker: int, reason: str) -> None:
         """A worker has ended and its pipe is empty."""
-        self._apply([WorkerDown(worker, reason)])
+        self.apply([WorkerDown(worker, reason)])
 
     def close_account(self, account: str, reason: str | None) -> None:
         """Hold back an account's requests, or with None let them go on."""
-        self._apply([AccountClosed(account, reason)])
+        self.apply([AccountClosed(account, reason)])
 
     def begin_drain(self, timeout: float) -> None:
         """Refuse new requests; cut after `timeout` seconds."""
-        self._apply([DrainAsked(timeout)])
+        self.apply([DrainAsked(timeout)])
 
     def cut(self) -> None:
         """The drain's deadline is now."""
-        self._apply([CutAsked()])
+        self.apply([CutAsked()])
 
     def call_verb(self, caller: Caller, verb: str, arguments: dict[str, Any]) -> Any:
         """Answer a verb with a plain value, or with a future of one. Raises CallpoolError.
@@ -262,11 +221,12 @@ class Service:
         try:
             return handler(caller, typed)
         finally:
-            self._metrics.record(verb, sent if isinstance(sent, float) else None, began, time.monotonic())
+            self.own_metrics.record(verb, sent if isinstance(sent, float) else None, began, time.monotonic())
 
     # The one step.
 
-    def _apply(self, events: list[Event]) -> list[Effect]:
+    def apply(self, events: list[Event]) -> list[Effect]:
+        """Apply events as one step, and perform what they came to."""
         now = self._clock()
         with self._lock:
             effects = self._core.apply_batch(events, now)
@@ -285,7 +245,7 @@ class Service:
 
     def step(self, event: Event) -> Any:
         """Apply an event that is answered; returns its value, raises its fault."""
-        for effect in self._apply([event]):
+        for effect in self.apply([event]):
             if type(effect) is Answer:
                 if effect.fault is not None:
                     raise from_fault(effect.fault)
@@ -304,7 +264,7 @@ class Service:
 
     def _perform(self, effect: Effect) -> None:
         if type(effect) is ToClient:
-            if self._waiters and self._answer_waiter(effect.client, effect.message):
+            if self._requests.has_waiters and self._requests.answer_waiter(effect.client, effect.message):
                 return
             self._outlets.to_client(effect.client, effect.message)
         elif type(effect) is ToWorker:
@@ -330,7 +290,7 @@ class Service:
 
     def _tick(self) -> None:
         self._timer = None
-        self._apply([Tick()])
+        self.apply([Tick()])
 
     def _reconcile(self) -> None:
         """Prove, now and then, that slots = live leases. What this finds is a defect: it is said, and never mended in silence."""
@@ -354,7 +314,7 @@ class Service:
 
     def stop(self) -> None:
         """No more ticks: the supervisor ends."""
-        self._metrics.stop()
+        self.own_metrics.stop()
         self._reconciler.cancel()
         if self._timer is not None:
             self._timer.cancel()
@@ -402,13 +362,13 @@ class Service:
                 "acquisitions": self._lock.acquisitions,
                 "contended": self._lock.contended,
                 "contended_share": self._lock.contended / max(1, self._lock.acquisitions),
-                "wait_seconds": self._metrics.lock_wait.as_plain(),
-                "hold_seconds": self._metrics.lock_hold.as_plain(),
+                "wait_seconds": self.own_metrics.lock_wait.as_plain(),
+                "hold_seconds": self.own_metrics.lock_hold.as_plain(),
             }
             abandoned = sum(core.abandoned.values())
         return {
             **counted,
-            **self._metrics.as_plain(),
+            **self.own_metrics.as_plain(),
             "lock": lock,
             "memory": memory,
             "abandoned_threads": abandoned,
@@ -418,7 +378,7 @@ class Service:
     def reset_metrics(self) -> None:
         """Zero what is measured beside the core."""
         with self._lock:
-            self._metrics.clear()
+            self.own_metrics.clear()
             self._lock.acquisitions = self._lock.contended = 0
 
     def shut_down(self, timeout: float | None) -> asyncio.Future[dict[str, Any]]:
@@ -436,103 +396,3 @@ class Service:
 
         reported.add_done_callback(tell)
         return future
-
-    def _call(self, caller: Caller, arguments: _CallArguments) -> asyncio.Future[dict[str, Any]]:
-        """Submit and wait for the end: for plain proxies, one request at a time."""
-        client = caller.client
-        submit = Submit(*msgspec.structs.astuple(arguments))
-        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        if (client, submit.request_id) in self._waiters:
-            raise BadInput(f"a call with the id {submit.request_id!r} is being waited for", param="request_id")
-        self._waiters[client, submit.request_id] = future
-        self._apply([Submitted(client, submit, next(self._session_ids))])
-        return future
-
-    def _answer_waiter(self, client: str, message: ClientEvent) -> bool:
-        """Give a message to the lockstep call that waits for it; whether there was one."""
-        request_id = getattr(message, "request_id", None)
-        future = self._waiters.get((client, request_id)) if request_id is not None else None
-        if future is None or request_id is None:
-            return False
-        if isinstance(message, (Done, Rejected)):
-            del self._waiters[client, request_id]
-            if future.cancelled():
-                return True
-            if message.fault is not None:
-                future.set_exception(from_fault(message.fault))
-            else:
-                future.set_result(msgspec.structs.asdict(message))
-        return True
-
-    def _cancel(self, _client: Caller, arguments: _OneRequest) -> dict[str, Any]:
-        """End any request, as the operator. Says what state it was in when the order was given."""
-        with self._lock:
-            request = self._core.requests.get(arguments.request_id)
-            state = request.state.value if request else None
-        if state is None:
-            self._show(_client, arguments)  # raises if it is unknown
-            return {"cancelling": False, "state": self._show(_client, arguments)["state"]}
-        self._apply([CancelAsked(None, arguments.request_id)])
-        return {"cancelling": True, "state": state}
-
-    def _show(self, _client: Caller, arguments: _OneRequest) -> dict[str, Any]:
-        now = self._clock()
-        with self._lock:
-            record = self._core.show(arguments.request_id, now)
-        if record is None:
-            raise UnknownRequest(f"no request {arguments.request_id[:80]!r}", param="request_id")
-        return as_plain(record)
-
-    def _drain(self, _client: Caller, arguments: _DrainArguments) -> asyncio.Future[dict[str, Any]]:
-        if arguments.timeout != 0 and (fault := refuse_timeout(arguments.timeout)) is not None:
-            raise from_fault(fault)
-        return self._outlets.ask_drain(arguments.timeout)
-
-    def _health(self, _client: Caller, _arguments: NoArguments) -> Any:
-        loop = self._metrics.loop_delay
-        facts = Facts(
-            loop=LoopFacts(p99=loop.quantile(0.99), last=self._metrics.last_loop_delay, looks=loop.count),
-            pool=self.look(survey_pool),
-            surroundings=self._outlets.describe_health(),
-        )
-        return msgspec.to_builtins(judge(facts))
-
-    def _status(self, _client: Caller, _arguments: NoArguments) -> dict[str, Any]:
-        now = self._clock()
-        workers = self._outlets.describe_workers()
-        model_servers = self._outlets.describe_model_servers()
-        with self._lock:
-            core = self._core
-            for worker in workers:
-                worker["active"] = len(core.by_worker.get(worker["id"], ()))
-            accounts = [
-                {
-                    "name": account.name,
-                    "active": account.active,
-                    "limit": account.limit,
-                    "queued": core.scheduler.count(account.name),
-                    "closed": account.closed,
-                }
-                for account in core.ledger.accounts.values()
-            ]
-            sessions = core.sessions.statistics(shutdown_requested=core.drain is not None)
-            queue = {"requests": len(core.scheduler), "bytes": core.scheduler.queued_bytes}
-            state = "draining" if core.drain is not None else "running"
-            drain = None if core.drain is None else {"seconds_left": core.drain.seconds_left(now.monotonic)}
-            limit = core.sessions.max_concurrent
-            clients = len(core.by_client)
-        return {
-            "state": state,
-            "pid": os.getpid(),
-            "version": __version__,
-            "address": self._address,
-            "uptime_seconds": now.monotonic - self._started.monotonic,
-            "drain": drain,
-            "max_concurrent_sessions": limit,
-            "sessions": sessions,
-            "queue": queue,
-            "clients_with_requests": clients,
-            "workers": workers,
-            "model_servers": model_servers,
-            "accounts": accounts,
-        }
