@@ -472,3 +472,15 @@ def test_the_record_of_a_held_session_tells_its_phases() -> None:
         "RECEIVED", "SESSION_ALLOCATED", "PROVIDER_CALL_START", "PROVIDER_CALL_END", "SESSION_RELEASED", "COMPLETED",
     ]  # fmt: skip
     assert (record.kind, record.client, record.metadata_bytes) == ("held", "h", 10)
+
+
+def test_the_id_of_a_request_that_only_waits_is_taken_too() -> None:
+    b = Held(pool=5, accounts={"a": 1})
+    b.submit("runs", account="a")
+    b.submit("waits", account="a")
+    assert b.state("waits") == "queued"
+    assert b.create("waits").code == "duplicate_request"
+    (rejected,) = _done(_ask(b, "waits"))
+    assert isinstance(rejected, Rejected)
+    assert rejected.fault.code == "duplicate_request"
+    assert b.figures()["sessions_rejected_creation_error"] == 2
