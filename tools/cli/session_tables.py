@@ -49,14 +49,18 @@ def _rows(rows: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
-def _totals(statistics: dict[str, Any]) -> Text:
+def _totals(statistics: dict[str, Any]) -> Table:
     ended = ", ".join(f"{statistics[f'total_sessions_{outcome}']} {outcome}" for outcome in _OUTCOMES)
     rejected = ", ".join(f"{statistics[f'sessions_rejected_{name}']} {why}" for why, name in _REJECTIONS.items())
-    return Text(
-        f"{statistics['active_sessions']} of {statistics['max_concurrent_sessions']} active, "
-        f"{statistics['peak_concurrent_sessions']} at the peak, {statistics['total_sessions_created']} created; "
-        f"ended: {ended}; rejected: {rejected}"
+    fields = tables.pairs()
+    fields.add_row(
+        "active",
+        f"{statistics['active_sessions']} of {statistics['max_concurrent_sessions']}, "
+        f"{statistics['peak_concurrent_sessions']} at the peak, {statistics['total_sessions_created']} created",
     )
+    fields.add_row("ended", ended)
+    fields.add_row("rejected", rejected)
+    return fields
 
 
 def _text(text: str) -> Text:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+_WORK = {"call": "call", "function": "function", "held": "client's own work"}
+"""Kind of a request → what its time is for."""
 _STATE_STYLES = {
     "running": "green",
     "up": "green",
@@ -62,14 +64,15 @@ def show_workers(rows: list[dict[str, Any]]) -> None:
 
 def show_record(record: dict[str, Any]) -> None:
     """The answer of `Client.show`."""
-    fields = _fields()
+    fields = pairs()
     fields.add_row("request", _text(record["request_id"]))
     fields.add_row("state", _state(record["state"]))
     fields.add_row("model", _text(f"{record['provider']}/{record['model']}"))
     fields.add_row("session", _text(record["session_id"]))
     fields.add_row("client", _text(record["client"]))
-    fields.add_row("attempt", f"{record['attempt']}, worker {_or_dash(record['worker'])}")
-    fields.add_row("limits", f"{record['timeout']:g} s for the call")
+    if record["kind"] == "call":
+        fields.add_row("attempt", f"{record['attempt']}, worker {_or_dash(record['worker'])}")
+    fields.add_row("limits", f"{record['timeout']:g} s for the {_WORK[record['kind']]}")
     fields.add_row("metadata", counted(record["metadata_bytes"], "byte"))
     fields.add_row("duration", f"{record['duration']:.3f} s")
     if record["phases"]:
@@ -84,10 +87,10 @@ def show_drain(report: dict[str, Any]) -> None:
     """The drain report: what became of the requests, and the six shutdown figures."""
     counts = ("finished", "parked", "cancelled", "interrupted")
     styles = {"cancelled": "yellow", "interrupted": "red"}
-    fields = _fields()
+    fields = pairs()
     for name in counts:
         fields.add_row(name, Text(str(report[name]), styles.get(name, "green") if report[name] else ""))
-    figures = _fields()
+    figures = pairs()
     for name, value in report.items():
         if name not in counts:
             shown = f"{value:.3f} s" if name == "shutdown_duration" else str(value)
@@ -98,7 +101,7 @@ def show_drain(report: dict[str, Any]) -> None:
 def show_config(path: str | None, facts: dict[str, Any]) -> None:
     """The answer of `callpool.manager.config.describe`, and the file that it came from."""
     source = "no configuration file: these are the defaults" if path is None else terminal.one_line(f"{path} is good")
-    fields = _fields()
+    fields = pairs()
     for name, value in facts["supervisor"].items():
         fields.add_row(_text(name), _text(f"{value:g}" if isinstance(value, float) else str(value)))
     parts: list[RenderableType] = [Text(source, style="bold"), _titled("[supervisor]", fields)]
@@ -129,7 +132,7 @@ def drain_line(status: dict[str, Any]) -> str:
 
 def _pool(facts: dict[str, Any]) -> RenderableType:
     sessions, queue = facts["sessions"], facts["queue"]
-    fields = _fields()
+    fields = pairs()
     ended = [
         f"{sessions[f'total_sessions_{outcome}']} {outcome}"
         for outcome in ("completed", "error", "timeout", "cancelled", "interrupted")
@@ -203,7 +206,7 @@ def _phases(phases: list[dict[str, Any]]) -> Table:
 
 
 def _provider(provider: dict[str, Any]) -> Table:
-    fields = _fields()
+    fields = pairs()
     for name, value in provider.items():
         if name == "key":
             fields.add_row("key", _key(value))
@@ -252,7 +255,7 @@ def columns(*names: str, note: str | None = None) -> Table:
     return table
 
 
-def _fields() -> Table:
+def pairs() -> Table:
     """Names and values."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="dim", no_wrap=True)
