@@ -149,7 +149,7 @@ def test_an_output_without_unicode_gets_another_bar(monkeypatch: pytest.MonkeyPa
 def test_a_record_that_has_not_ended_has_no_last_duration(capsys: pytest.CaptureFixture[str]) -> None:
     record = {
         "request_id": "r1", "session_id": "s1", "client": "c1", "provider": "fake", "model": "m", "state": "processing",
-        "attempt": 1, "worker": None, "timeout": 30.0, "metadata_bytes": 2, "payload_bytes": 9, "duration": 1.5,
+        "kind": "call", "attempt": 1, "worker": None, "timeout": 30.0, "metadata_bytes": 2, "payload_bytes": 9, "duration": 1.5,
         "fault": {"code": "timeout", "message": "too\x1b long" + "x" * 200},
         "phases": [
             {"phase": "RECEIVED", "at": 1_700_000_000.0, "after_seconds": 0.0},

@@ -80,8 +80,8 @@ def test_people_get_a_table_with_the_newest_last_and_the_totals(asking: Run, cli
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.index(first.request_id) < shown.index(second.request_id) < shown.index(handle.request_id[:12])
     assert "fake/m\\x1b[31m" in "".join(shown.split())
-    assert "3 of 200 active" in shown
-    assert "rejected: 0 capacity" in " ".join(shown.split())
+    assert "active    3 of 200," in shown
+    assert "rejected 0 capacity" in " ".join(shown.split())
     handle.cancel()
     assert handle.exception(20.0) is not None
 
@@ -95,7 +95,7 @@ def test_only_those_past_their_timeout_are_listed(asking: Run, client: library.C
     shown = asking("sessions", "--timed-out").stdout
     assert "idle, late" in shown
     assert "in-time" not in shown
-    assert "2 of 200 active" in shown
+    assert "active    2 of 200," in shown
 
 
 def test_metadata_that_is_no_json_is_told_and_not_decoded(asking: Run, client: library.Client) -> None:
@@ -128,4 +128,4 @@ def test_a_thousand_rows_of_any_names_keep_to_80_columns_and_lose_nothing(capsys
     assert re.findall(r"^req-(\d{4})", shown, re.MULTILINE) == [f"{number:04}" for number in range(1000)]
     assert shown.count("processing, late") == 500
     assert len(re.findall(r" 0 s +86400 s ", shown)) == 1000
-    assert "1000 of 2000 active, 1500 at the peak, 1055 created" in shown
+    assert "1000 of 2000, 1500 at the peak, 1055 created" in shown
