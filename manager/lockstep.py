@@ -60,9 +60,11 @@ class Lockstep:
             kind, value = connection.recv()
         except ConnectionLost:
             connection.close()
+            self._drop_idle()  # whatever ended this one has ended them: the next call makes a new one
             raise
         except OSError as error:
             connection.close()
+            self._drop_idle()
             if error.errno == errno.EAGAIN:  # the socket's own deadline
                 raise _no_answer(verb) from None
             raise ConnectionLost(f"the connection to the supervisor broke: {error}") from None
@@ -77,8 +79,14 @@ class Lockstep:
     def close(self) -> None:
         """Close what is idle; what is in use is closed by its thread. Idempotent."""
         self._closed = True
+        self._drop_idle()
+
+    def _drop_idle(self) -> None:
         while self._idle:
-            self._idle.pop().close()
+            try:
+                self._idle.pop().close()
+            except IndexError:  # another thread was faster
+                return
 
     def _take(self) -> WireConnection:
         if os.getpid() != self._pid:  # the parent's connections are the parent's: only let go of our ends
