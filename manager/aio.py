@@ -21,7 +21,7 @@ from callpool.manager.aio_handle import AsyncHandle
 from callpool.manager.core.messages import Ask, Cancel, Grant, Reply, Revoke
 from callpool.manager.core.states import State
 from callpool.manager.errors import BadInput, CallpoolError, ConnectionLost, DuplicateRequest, from_fault
-from callpool.manager.payload import build_submit
+from callpool.manager.payload import build_submit, longest_function
 from callpool.manager.proxy import new_holder
 from callpool.manager.request_ids import RequestIds
 
@@ -55,6 +55,7 @@ class AsyncClient:
         self.holds_sessions = False
         """Whether it ever asked for a session: whoever asks sets it, and `close` lets go of them."""
         self.client_id = ""
+        self.supervisor_pid = 0
         self._ids = RequestIds()
         self._sessions: AsyncSessionManager | None = None
         self._numbers = itertools.count(1)
@@ -84,7 +85,7 @@ class AsyncClient:
                 self._channel, self._catalogue = await open_channel(
                     self.address, holder=self.holder, door=self.door, on_events=self._on_events, on_lost=self._on_lost
                 )
-                self.client_id = self._channel.client_id
+                self.client_id, self.supervisor_pid = self._channel.client_id, self._channel.supervisor_pid
         self._open_channel()
         return self
 
@@ -173,7 +174,7 @@ class AsyncClient:
         handle = AsyncHandle(self, message.request_id, message.provider, message.model, stream=False)
         await self._send_request(handle, message)
         with self._cancelling(handle):
-            return await handle.wait_ended()
+            return await handle.wait_ended(longest_function(self.catalogue, message) + ANSWER_DEADLINE)
 
     def note(self, note: Note) -> None:
         """Send a line for the lifecycle log. Not answered, and it never waits for room."""

@@ -45,6 +45,7 @@ class AsyncChannel(asyncio.Protocol):
         on_lost: Callable[[ConnectionLost], None],
     ) -> None:
         self.client_id = ""
+        self.supervisor_pid = 0
         self._handshake = handshake
         self._on_events = on_events
         self._on_lost = on_lost
@@ -136,6 +137,7 @@ class AsyncChannel(asyncio.Protocol):
         described = await self._opened
         if isinstance(described, CallpoolError):
             raise described
+        self.supervisor_pid = described["pid"]
         return msgspec.convert(described["catalogue"], Catalogue)
 
     def overdue(self) -> CallpoolError:

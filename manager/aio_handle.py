@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from callpool.manager.errors import ConnectionLost, ResultTimeout, from_fault
-from callpool.manager.handle import Chunk, Progress, check_wait
+from callpool.manager.handle import Chunk, Progress, check_wait, no_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -73,9 +73,13 @@ class AsyncHandle(Progress):
             raise ConnectionLost(f"the supervisor did not take the request within {seconds:g} s: is it stopped?")
         self._refuse_unless_accepted()
 
-    async def wait_ended(self) -> Done:
-        """Wait for the end as the supervisor tells it. Raises the refusal."""
-        await self._wait_done(None)
+    async def wait_ended(self, seconds: float) -> Done:
+        """Wait for the end as the supervisor tells it. Raises the refusal; ConnectionLost if there is no end for so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wait_done(None)
+        except TimeoutError:
+            raise no_end(self.request_id, seconds) from None
         return self._end_unless_refused()
 
     def _wake(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Self
 
-from callpool.manager.errors import UnknownRequest
+from callpool.manager.errors import CallpoolError, UnknownRequest
 from callpool.manager.session import ACTIVE_STATES, PROCESSING, SessionFacts
 from callpool.manager.session_calls import complete_arguments, end_arguments, fail_arguments, read_view
 
@@ -30,14 +30,19 @@ class AsyncSession(SessionFacts):
         self._manager = manager
 
     async def __aenter__(self) -> Self:
-        if (await self._look()).state != PROCESSING:
-            await self.start()
+        try:
+            if (await self._look()).state != PROCESSING:
+                await self.start()
+        except BaseException as error:
+            if not isinstance(error, CallpoolError):  # a cancel: nobody is there to end it
+                await self._manager.settle(self.ids, end_arguments(error))
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._move(**end_arguments(error), release=True, settle=True)
+        await self._manager.settle(self.ids, end_arguments(error))
 
     @property
     def state(self) -> str:
@@ -102,6 +107,8 @@ class AsyncSession(SessionFacts):
         return (await self._look()).duration
 
     async def _look(self, *, whole: bool = False) -> SessionView:
+        if self._manager.is_shut_down:
+            return self._view  # there is nobody left to ask: what was seen last
         if not self._is_final or (whole and self._view.metadata is None):
             value = await self._manager.ask("get_session", request_id=self.request_id, session_id=self.session_id)
             if value is None and not self._is_final:

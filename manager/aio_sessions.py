@@ -13,9 +13,10 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any, Self
 
+from callpool.manager import endings
 from callpool.manager.aio_session import AsyncSession
 from callpool.manager.core.messages import RunFunction
-from callpool.manager.errors import CallpoolError, SessionCreationFailed
+from callpool.manager.errors import CallpoolError, ConnectionLost, SessionCreationFailed, UnknownRequest
 from callpool.manager.execution import (
     ExecutionResult,
     Job,
@@ -29,6 +30,7 @@ from callpool.manager.session_calls import (
     FIGURES,
     SHUTDOWN_MARGIN,
     Asked,
+    SessionIds,
     Where,
     check_execution,
     check_shutdown_timeout,
@@ -39,6 +41,7 @@ from callpool.manager.session_calls import (
     read_view,
     shut_down,
     timed_out,
+    warn_of_remaining,
     with_session,
 )
 
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
     from callpool.manager.embedded import start
 
 log = logging.getLogger(__name__)
+
+CLOSE_DEADLINE = 5.0
+"""Seconds for the last word."""
 
 
 class AsyncSessionManager:
@@ -78,14 +84,16 @@ class AsyncSessionManager:
             "max_metadata_size": max_metadata_size,
         }
         self._client = client
+        self._is_clients = client is not None
+        """Whether the client is somebody else's, and stays when this manager is closed."""
         self._connect = connect or self._start
         self._connecting = asyncio.Lock()
         self._embedded: start | None = None
         self._ids = RequestIds()
+        self._session_ids = RequestIds("session_")
+        self._closed = False
         self._telling: set[asyncio.Task[Any]] = set()
         """Messages under way that nobody waits for; the loop itself keeps only weak references."""
-        self._last: dict[str, Any] | None = None
-        """What the supervisor said at its end, if we shut it down."""
 
     async def __aenter__(self) -> Self:
         await self._connected()
@@ -98,9 +106,17 @@ class AsyncSessionManager:
 
     async def close(self) -> None:
         """Let go: sessions still held end as errors. Ends an embedded supervisor of our own. Idempotent."""
-        client, self._client = self._client, None
-        if client is not None:
+        self._closed = True
+        client = self._client
+        if client is not None and not self._is_clients:
             await client.close()
+        elif client is not None and client.holds_sessions and client.is_open:
+            client.holds_sessions = False
+            with contextlib.suppress(ConnectionLost):  # a supervisor that is gone, or stopped, holds nothing for us
+                await client.ask("let_go", _wait=CLOSE_DEADLINE)
+        await self._end_embedded()
+
+    async def _end_embedded(self) -> None:
         embedded, self._embedded = self._embedded, None
         if embedded is not None:
             await asyncio.to_thread(embedded.__exit__, None, None, None)
@@ -117,10 +133,26 @@ class AsyncSessionManager:
     async def ask(self, verb: str, **arguments: Any) -> Any:
         """Call a verb of the service. For handles."""
         if self._last is not None:
-            raise shut_down()
+            raise shut_down(creating=verb == "create_session")
         client = await self._connected()
         client.holds_sessions = True
-        return await client.ask(verb, **arguments)
+        try:
+            return await client.ask(verb, **arguments)
+        except ConnectionLost:
+            if self._last is not None:  # another manager of this process has shut it down meanwhile
+                raise shut_down(creating=verb == "create_session") from None
+            raise
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether this process has shut its supervisor down."""
+        return self._last is not None
+
+    @property
+    def _last(self) -> dict[str, Any] | None:
+        """What the supervisor said at its end, if this process has shut it down."""
+        client = self._client
+        return None if client is None else endings.recall(client.address, client.supervisor_pid)
 
     def generate_request_id(self) -> str:
         """A request id that no other process and no restart will make."""
@@ -213,9 +245,8 @@ class AsyncSessionManager:
     async def _run_here(
         self, asked: Asked, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        session = await self._create(
-            asked.provider, asked.model, asked.request_id, asked.timeout_seconds, {}, start=True
-        )
+        timeout = function_timeout(asked.timeout_seconds, enforce=asked.enforce)
+        session = await self._create(asked.provider, asked.model, asked.request_id, timeout, {}, start=True)
         seconds = session.timeout_seconds if asked.enforce else None
         try:
             if is_coroutine_function(func):
@@ -223,34 +254,30 @@ class AsyncSessionManager:
             else:
                 result = await run_in_thread(functools.partial(func, *args, **kwargs), seconds, self._abandon)
         except Overdue:
-            await self._settle(session, {"move": "time_out"})
+            await self.settle(session.ids, {"move": "time_out"})
             raise timed_out(session.timeout_seconds) from None
         except BaseException as error:
-            await self._settle(session, end_arguments(error))
+            await self.settle(session.ids, end_arguments(error))
             raise
-        duration = await self._settle(session, end_arguments(None))
+        duration = await self.settle(session.ids, end_arguments(None))
         return result, {"session_id": session.session_id, "request_id": session.request_id, "duration": duration}
 
-    async def _settle(self, session: AsyncSession, arguments: dict[str, Any]) -> float:
+    async def settle(self, ids: SessionIds, arguments: dict[str, Any]) -> float:
         """End and release a session whose work is over, also while this task is being cancelled. Its duration in seconds."""
-        telling = asyncio.ensure_future(
-            self.ask(
-                "move_session",
-                request_id=session.request_id,
-                session_id=session.session_id,
-                release=True,
-                settle=True,
-                **arguments,
-            )
-        )
+        telling = asyncio.ensure_future(self._tell_end(ids, arguments))
+        self._telling.add(telling)  # a second cancel leaves it on its way
+        telling.add_done_callback(self._telling.discard)
+        return await asyncio.shield(telling)
+
+    async def _tell_end(self, ids: SessionIds, arguments: dict[str, Any]) -> float:
         try:
-            return read_view(await asyncio.shield(telling)).duration
-        except CallpoolError as error:  # the work's own outcome is worth more than the bookkeeping's
-            log.warning("the end of session %s could not be told: %s", session.session_id, error)
+            value = await self.ask("move_session", **ids._asdict(), release=True, settle=True, **arguments)
+            return 0.0 if value is None else read_view(value).duration
+        except UnknownRequest:  # it never came to be, or the log has forgotten it
             return 0.0
-        except asyncio.CancelledError:
-            telling.add_done_callback(_forget_failure)  # a second cancel: the message goes out without us
-            raise
+        except CallpoolError as error:  # the work's own outcome is worth more than the bookkeeping's
+            log.warning("the end of session %s could not be told: %s", ids.session_id, error)
+            return 0.0
 
     def _abandon(self, job: Job) -> None:
         loop = asyncio.get_running_loop()
@@ -290,11 +317,13 @@ class AsyncSessionManager:
 
     async def get_statistics(self) -> dict[str, Any]:
         """Counters and gauges, by the specification's names. After `shutdown` the last ones."""
-        return dict(self._last["statistics"]) if self._last is not None else await self.ask("get_statistics")
+        last = self._last
+        return dict(last["statistics"]) if last is not None else await self.ask("get_statistics")
 
     async def get_metrics(self) -> dict[str, Any]:
         """The statistics, with rates, distributions (seconds), lock contention, loop delay and memory. After `shutdown` the last."""
-        return dict(self._last["metrics"]) if self._last is not None else await self.ask("get_metrics")
+        last = self._last
+        return dict(last["metrics"]) if last is not None else await self.ask("get_metrics")
 
     async def reset_metrics(self) -> None:
         """Zero the lifetime counters and distributions; live sessions and their bytes stay as they are."""
@@ -306,18 +335,20 @@ class AsyncSessionManager:
         Returns the six figures of the specification; a second call returns the same. Raises BadInput, or ConnectionLost.
         """
         seconds = check_shutdown_timeout(timeout_seconds)
-        if self._last is None:
+        last = self._last
+        if last is None:
             client = await self._connected()
             last = await client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
-            left = last["report"]["final_active_sessions"]
-            if left:
-                log.warning("shut down after %g s with %s sessions still active", seconds, left)
-            self._last = last
-        return {name: self._last["report"][name] for name in FIGURES}
+            warn_of_remaining(log, last, seconds)
+            endings.remember(client.address, client.supervisor_pid, last)
+        await self._end_embedded()
+        return {name: last["report"][name] for name in FIGURES}
 
     # Pieces.
 
     async def _connected(self) -> AsyncClient:
+        if self._closed:
+            raise ConnectionLost("the session manager is closed")
         if self._client is None:
             async with self._connecting:
                 if self._client is None:
@@ -344,8 +375,23 @@ class AsyncSessionManager:
         start: bool = False,
     ) -> AsyncSession:
         arguments = await self._arguments(provider, model, request_id, timeout_seconds, metadata)
-        view = read_view(await self.ask("create_session", start=start, **arguments))
-        return AsyncSession(self, view, json.loads(arguments["metadata"]))
+        ids = SessionIds(arguments["request_id"], self._session_ids.next())
+        asking = self.ask("create_session", start=start, session_id=ids.session_id, **arguments)
+        creating = asyncio.ensure_future(asking)
+        try:
+            value = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            creating.add_done_callback(functools.partial(self._undo, ids))
+            raise
+        return AsyncSession(self, read_view(value), json.loads(arguments["metadata"]))
+
+    def _undo(self, ids: SessionIds, creating: asyncio.Task[Any]) -> None:
+        """A session came to be, or may have, that nobody waits for any more: end it."""
+        if creating.cancelled() or not isinstance(creating.exception(), (ConnectionLost, type(None))):
+            return
+        task = asyncio.get_running_loop().create_task(self._tell_end(ids, {"move": "cancel"}))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def _arguments(
         self,
@@ -371,7 +417,12 @@ class AsyncSessionManager:
     async def _list(self, *, timed_out: bool) -> list[AsyncSession]:
         if self._last is not None:
             return []
-        return [AsyncSession(self, read_view(value)) for value in await self.ask("list_sessions", timed_out=timed_out)]
+        found: list[AsyncSession] = []
+        after: int | None = 0
+        while after is not None:
+            page, after = await self.ask("list_sessions", timed_out=timed_out, after=after)
+            found += [AsyncSession(self, read_view(value)) for value in page]
+        return found
 
 
 def _forget_failure(task: asyncio.Future[Any]) -> None:

@@ -17,7 +17,7 @@ from callpool.manager.core.messages import PLACE_BYTES, Ask, Cancel, Grant, Repl
 from callpool.manager.core.states import State
 from callpool.manager.errors import ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.handle import Handle
-from callpool.manager.payload import build_submit
+from callpool.manager.payload import build_submit, longest_function
 from callpool.manager.proxy import connect as connect_wire
 from callpool.manager.proxy import new_holder
 from callpool.manager.request_ids import RequestIds
@@ -75,6 +75,7 @@ class Client:
             connection.close()
             raise
         self.client_id: str = described["client_id"]
+        self.supervisor_pid: int = described["pid"]
         self._channel = Channel(connection, on_events=self._on_events, on_lost=self._on_lost)
         self._channel.start()
 
@@ -91,10 +92,12 @@ class Client:
 
     def close(self) -> None:
         """Let go: requests that have not ended are cancelled at their providers, sessions still held end. Idempotent."""
-        if self._sessions is not None:
-            self._sessions.let_go()
-        if os.getpid() == self._pid:
-            self._channel.close()
+        try:
+            if self._sessions is not None:
+                self._sessions.let_go()
+        finally:
+            if self.belongs_here:
+                self._channel.close()
 
     def generate_request_id(self) -> str:
         """A request id that no other process and no restart will make."""
@@ -104,6 +107,11 @@ class Client:
     def catalogue(self) -> Catalogue:
         """What can be submitted, and the limits, as the supervisor told when this client connected."""
         return self._catalogue
+
+    @property
+    def belongs_here(self) -> bool:
+        """Whether this process made it; a forked child did not."""
+        return os.getpid() == self._pid
 
     @property
     def is_open(self) -> bool:
@@ -196,7 +204,7 @@ class Client:
         self._register(handle)
         self._channel.send(message)
         try:
-            return handle.wait_ended()
+            return handle.wait_ended(longest_function(self._catalogue, message) + ANSWER_DEADLINE)
         except BaseException:
             with contextlib.suppress(ConnectionLost):  # then it is cancelled already
                 self.cancel_own(message.request_id)

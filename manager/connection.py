@@ -10,6 +10,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from callpool.manager import wire
 from callpool.manager.core.messages import Ask, ClientEvent, ClientMessage, Reply
 from callpool.manager.errors import CallpoolError, ProtocolError, to_fault
@@ -28,8 +30,27 @@ SERVICE_IDENT = "service"
 """The identity of the one object that this Manager serves."""
 OPEN_CHANNEL = "open_channel"
 """The lockstep call after which a connection carries batches of messages."""
+MAX_ANSWER = wire.FRAME_LIMIT - 1024
+"""Bytes of one answer: with what is around it in a frame, it must fit."""
 MAX_UNSENT = 128 * 1024 * 1024
 """Bytes that may wait for a client that does not read, before its connection is ended."""
+
+
+def _encoded(answer: Any, refuse: Callable[[Fault], Any]) -> msgspec.Raw:
+    """An answer's bytes; of one that cannot be sent (its value has no form, or is too long), those of a refusal.
+
+    Each answer by itself: what travels in the same frame is somebody else's, and is not lost with it.
+    """
+    try:
+        body = wire.encoder.encode(answer)
+    except (TypeError, ValueError, OverflowError) as error:
+        log.exception("an answer cannot be sent")
+        return msgspec.Raw(wire.encoder.encode(refuse(to_fault(error))))
+    if len(body) > MAX_ANSWER:
+        message = f"the answer has {len(body)} bytes, the limit is {MAX_ANSWER}: ask for less at once"
+        refused = ProtocolError(message, size=len(body), limit=MAX_ANSWER)
+        return msgspec.Raw(wire.encoder.encode(refuse(refused.fault)))
+    return msgspec.Raw(body)
 
 
 class Connection(asyncio.Protocol):
@@ -48,7 +69,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._holder: Holder | None = None
         self._caller = Caller(client_id, "", "")
-        self._unsent: list[ClientEvent] = []
+        self._unsent: list[ClientEvent | msgspec.Raw] = []
         self._pending: set[asyncio.Future[Any]] = set()
         """Verbs that will answer later."""
 
@@ -96,7 +117,7 @@ class Connection(asyncio.Protocol):
         """Whether the peer owes bytes and is past its deadline."""
         return self._deadline is not None and now > self._deadline
 
-    def send(self, event: ClientEvent) -> None:
+    def send(self, event: ClientEvent | msgspec.Raw) -> None:
         """Queue an event; everything queued in one turn of the loop leaves together."""
         if not self._unsent:
             self._loop.call_soon(self.flush)
@@ -121,7 +142,10 @@ class Connection(asyncio.Protocol):
             return
         for batch in wire.batches(unsent):
             self._transport.write(batch)
-        if self._transport.get_write_buffer_size() > MAX_UNSENT:
+        self._check_unsent()
+
+    def _check_unsent(self) -> None:
+        if self._transport is not None and self._transport.get_write_buffer_size() > MAX_UNSENT:
             self.abort("it does not read what is sent to it")
 
     # Steps.
@@ -178,7 +202,7 @@ class Connection(asyncio.Protocol):
 
     def _on_ask(self, ask: Ask) -> None:
         def answer(value: Any, fault: Fault | None) -> None:
-            self.send(Reply(ask.number, value, fault))
+            self.send(_encoded(Reply(ask.number, value, fault), lambda refused: Reply(ask.number, None, refused)))
 
         try:
             value = self._service.call_verb(self._caller, ask.verb, ask.arguments)
@@ -208,7 +232,8 @@ class Connection(asyncio.Protocol):
     def _answer_lockstep(self, value: Any, fault: Fault | None) -> None:
         if self._transport is not None:
             answer = (wire.KIND_RETURN, value) if fault is None else (wire.KIND_ERROR, fault)
-            self._transport.write(wire.encode_frame(answer))
+            self._transport.write(wire.frame(_encoded(answer, lambda refused: (wire.KIND_ERROR, refused))))
+            self._check_unsent()
 
     def _service_call(self, ident: str, method: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         if ident != SERVICE_IDENT:

@@ -31,17 +31,26 @@ def default_address() -> str:
     return str(paths.socket_path(paths.runtime_dir(os.environ), explicit=bool(os.environ.get("CALLPOOL_RUNTIME_DIR"))))
 
 
-_shared: dict[tuple[int, str], Client] = {}
+_shared: dict[str, Client] = {}
 _shared_lock = threading.Lock()
 
 
 def shared_client(address: str) -> Client:
     """This process's own client of a supervisor, for what came from another process and only has the address."""
-    key = (os.getpid(), address)  # a forked child needs one of its own
     with _shared_lock:
-        if key not in _shared:
-            _shared[key] = Client(address)
-        return _shared[key]
+        if address not in _shared or not _shared[address].is_open:
+            _shared[address] = Client(address)
+        return _shared[address]
+
+
+def _begin_child() -> None:
+    """In a forked child: no lock that another thread held, and none of the parent's clients."""
+    global _shared_lock  # noqa: PLW0603 - a lock that was held at the fork is held for ever
+    _shared_lock = threading.Lock()
+    _shared.clear()
+
+
+os.register_at_fork(after_in_child=_begin_child)
 
 
 class start:  # noqa: N801 - used like a function: `with callpool.start(config) as client:`

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,16 +66,23 @@ class Job:
             return True
 
     def outcome(self) -> Any:
-        """The function's value; raises its exception."""
-        if self._error is not None:
-            raise self._error
-        return self._value
+        """The function's value; raises its exception. Once: the job lets go of both."""
+        error, value, self._error, self._value = self._error, self._value, None, None
+        if error is None:
+            return value
+        try:
+            raise error
+        finally:
+            del (
+                error
+            )  # or its traceback would hold this frame, which holds it: the arguments would wait for the collector
 
     def _run(self) -> None:
         try:
             self._value = self._context.run(self._work)
         except BaseException as error:  # noqa: BLE001 - it is the caller's, and is raised there
             self._error = error
+        del self._work  # its arguments are not needed any more
         with self._lock:
             self._ended = True
             tell = self._at_end
@@ -94,13 +102,18 @@ def run_in_caller(work: Callable[[], Any], seconds: float | None, on_abandon: Ca
     `on_abandon` is told of the job whose thread works on, after a deadline or after Ctrl-C.
     """
     coroutines: list[object] = []
+    begin = time.monotonic()
 
     def whole() -> Any:
         value = work()
         if not inspect.iscoroutine(value):
             return value
-        coroutines.append(value)
-        return asyncio.run(within(value, seconds))
+        coroutines.append(None)
+        left = None if seconds is None else seconds - (time.monotonic() - begin)
+        if left is not None and left <= 0.0:
+            value.close()  # its time is over before it has begun
+            raise Overdue
+        return asyncio.run(within(value, left))
 
     if seconds is None and not _has_running_loop():
         return whole()
@@ -126,15 +139,35 @@ def _has_running_loop() -> bool:
 
 
 async def within(work: Coroutine[Any, Any, Any], seconds: float | None) -> Any:
-    """Await `work`; at the deadline cancel it and raise Overdue."""
-    deadline: asyncio.Timeout | None = None
+    """Await `work`; at the deadline cancel it and raise Overdue, whatever it makes of that.
+
+    One that does not end within `CANCEL_GRACE` of its cancellation is left to itself. So is it when this task is cancelled.
+    """
+    if seconds is None:
+        return await work
+    task = asyncio.ensure_future(work)
     try:
-        async with asyncio.timeout(seconds) as deadline:
-            return await work
-    except TimeoutError:
-        if deadline is not None and deadline.expired():
-            raise Overdue from None
-        raise  # the function's own
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        if done:
+            return task.result()
+    except asyncio.CancelledError:
+        if not task.done():
+            await _end(task)
+        raise
+    await _end(task)
+    raise Overdue
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    task.add_done_callback(_retrieve)
+    await asyncio.wait({task}, timeout=CANCEL_GRACE)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """What it came to after its end was ordered interests nobody."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def run_in_thread(work: Callable[[], Any], seconds: float | None, on_abandon: Callable[[Job], None]) -> Any:
@@ -164,4 +197,8 @@ async def run_in_thread(work: Callable[[], Any], seconds: float | None, on_aband
     value = job.outcome()
     if not inspect.iscoroutine(value):
         return value
-    return await within(value, None if seconds is None else max(0.0, seconds - (loop.time() - begin)))
+    left = None if seconds is None else seconds - (loop.time() - begin)
+    if left is not None and left <= 0.0:
+        value.close()
+        raise Overdue
+    return await within(value, left)

@@ -13,7 +13,7 @@ from callpool.manager.channel import Sleeper
 from callpool.manager.core import messages
 from callpool.manager.core.messages import Done
 from callpool.manager.core.states import State
-from callpool.manager.errors import BadInput, ResultTimeout, from_fault
+from callpool.manager.errors import BadInput, ConnectionLost, ResultTimeout, from_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -197,10 +197,14 @@ class Handle(Progress):
         if not self._stream:
             yield Chunk(answer["content"], answer["raw"])
 
-    def wait_ended(self) -> Done:
-        """Wait for the end as the supervisor tells it. Raises the refusal."""
-        while self._done is None:
-            self._wait(None, None, lambda: self._done is not None)
+    def wait_ended(self, seconds: float) -> Done:
+        """Wait for the end as the supervisor tells it. Raises the refusal; ConnectionLost if there is no end for so long."""
+        deadline = time.monotonic() + seconds
+        try:
+            while self._done is None:
+                self._wait(deadline, seconds, lambda: self._done is not None)
+        except ResultTimeout:
+            raise no_end(self.request_id, seconds) from None
         return self._end_unless_refused()
 
     # For the client; what changes the handle, under its lock.
@@ -233,6 +237,11 @@ class Handle(Progress):
                     self._waiters.remove(sleeper)
         if not in_time:
             raise ResultTimeout(f"{self.request_id} has not ended after {seconds:g} s; it goes on", seconds=seconds)
+
+
+def no_end(request_id: str, seconds: float) -> ConnectionLost:
+    """The supervisor keeps deadlines; where it does not, it is not there."""
+    return ConnectionLost(f"the supervisor did not end {request_id} within {seconds:g} s: is it stopped?")
 
 
 def check_wait(timeout: float | None) -> None:

@@ -132,6 +132,7 @@ class Embedded:
         """`supervisor`: settings that win over the source's own."""
         settings = config.override(config.load(source, environ), supervisor or {})
         self._directory = _embedded_directory(environ)
+        self._pid = os.getpid()
         self._lifeline = -1
         try:
             prepared = Plan(
@@ -163,6 +164,10 @@ class Embedded:
     def close(self) -> None:
         """Let go, and wait for the drain to end; kill what outlives its deadline. Idempotent."""
         if self._lifeline < 0:
+            return
+        if os.getpid() != self._pid:  # a forked child: the supervisor is its parent's, and so is the directory
+            os.close(self._lifeline)
+            self._lifeline = -1
             return
         with contextlib.suppress(BrokenPipeError):  # it has ended by itself
             os.write(self._lifeline, b"x")  # closing alone is not heard while a forked child holds a copy

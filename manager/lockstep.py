@@ -8,6 +8,7 @@ wrong (Ctrl-C between question and answer, a deadline) is closed: the next answe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 ANSWER_DEADLINE = 30.0
 """Seconds for the supervisor's own answers (not a provider's): beyond it the supervisor is stopped or stuck."""
+LET_GO_DEADLINE = 5
+"""Whole seconds for the last word."""
 MAX_IDLE = 64
 """Idle connections that are kept; a thread that gives back one more closes it."""
 _TIMEVAL = struct.Struct("@ll")
@@ -41,8 +44,6 @@ class Lockstep:
         self._idle: list[WireConnection] = []
         """Taken and given back by one step each (`pop`, `append`), so it needs no lock."""
         self._closed = False
-        self.was_used = False
-        """Whether anything was ever asked, so that something may be held."""
 
     def call(self, verb: str, **arguments: Any) -> Any:
         """Call a verb of the service. Raises its error, or ConnectionLost; what was asked may then have happened or not."""
@@ -54,7 +55,6 @@ class Lockstep:
         if len(question) > wire.FRAME_LIMIT:
             raise BadInput(f"{verb} has {len(question)} bytes, the limit is {wire.FRAME_LIMIT}", limit=wire.FRAME_LIMIT)
         connection = self._take()
-        self.was_used = True
         try:
             connection.socket.sendall(question)
             kind, value = connection.recv()
@@ -75,6 +75,20 @@ class Lockstep:
         if kind == wire.KIND_RETURN:
             return value
         raise value if isinstance(value, CallpoolError) else ConnectionLost(f"{verb}: an answer of the kind {kind!r}")
+
+    def let_go(self) -> None:
+        """Have what this client holds end now, if a connection lies ready to say so; else its end follows in a second."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return
+        deadline = _TIMEVAL.pack(LET_GO_DEADLINE, 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            connection.socket.setsockopt(socket.SOL_SOCKET, option, deadline)
+        with contextlib.suppress(CallpoolError, OSError):  # a supervisor that is gone, or stopped, holds nothing for us
+            connection.send((SERVICE_IDENT, "let_go", (), {}))
+            connection.recv()
+        connection.close()
 
     def close(self) -> None:
         """Close what is idle; what is in use is closed by its thread. Idempotent."""

@@ -16,6 +16,7 @@ from callpool.manager.errors import BadInput, NotSerializable, from_fault
 
 if TYPE_CHECKING:
     from callpool.manager.core.catalogue import Catalogue
+    from callpool.manager.core.messages import RunFunction
 
 RESERVED = frozenset({"messages", "model", "stream", "api_key", "base_url", "api_base", "headers", "extra_headers"})
 """Names that no parameter may have: callpool sets them itself, or they would point a key at another host."""
@@ -128,3 +129,9 @@ def encode_result(result: Any) -> bytes:
         return json.dumps(result, default=str, ensure_ascii=False).encode("utf-8", "backslashreplace")
     except Exception as error:  # noqa: BLE001 - `default=str` runs code of the caller's values
         raise NotSerializable(f"result cannot be written as JSON: {error}", param="result") from None
+
+
+def longest_function(catalogue: Catalogue, message: RunFunction) -> float:
+    """Seconds after which a function has ended, or the supervisor is not there: it may wait as long as it may run."""
+    submit = Submit(message.request_id, message.provider, message.model, b"", timeout=message.timeout)
+    return 2 * catalogue.timeout_for(submit)

@@ -3,8 +3,8 @@
     get_session_manager() ── the user's supervisor answers ──► a client of it
                           └─ nobody answers ──► an embedded supervisor ── its key is in use elsewhere ──► a client of that one
 
-Safe from many threads, and in a forked child, which gets one of its own. `close_process_wide` takes everything down, at the latest
-when the process ends.
+Safe from many threads, and in a forked child, which connects to the supervisor of its parent. `close_process_wide` takes everything
+down, at the latest when the process ends.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import atexit
 import contextlib
 import os
 import threading
-import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from callpool.manager.aio_sessions import AsyncSessionManager
 from callpool.manager.core.requests import Phase
 from callpool.manager.embedded import connect, start
-from callpool.manager.errors import ConfigMismatch, KeyInUse, NotRunning
+from callpool.manager.errors import ConfigMismatch, HandshakeFailed, KeyInUse, NotRunning
 from callpool.manager.sessions import SessionManager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from callpool.manager.aio import AsyncClient
     from callpool.manager.client import Client
@@ -49,8 +48,12 @@ class _Shared(NamedTuple):
 _lock = threading.Lock()
 _shared: list[_Shared] = []
 """At most one. Under `_lock`."""
-_async_managers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncSessionManager] = weakref.WeakKeyDictionary()
-"""Under `_lock`."""
+_parents: list[str] = []
+"""In a forked child: the address of its parent's supervisor, which is the one to connect to. Under `_lock`."""
+_async_managers: dict[asyncio.AbstractEventLoop, AsyncSessionManager] = {}
+"""Under `_lock`; those of closed loops go when somebody asks for another one."""
+_keepers: dict[asyncio.AbstractEventLoop, AsyncIterator[None]] = {}
+"""What closes the connection of each loop with it. Under `_lock`, but for the loop's own entry."""
 
 
 def get_session_manager(
@@ -69,8 +72,6 @@ def get_session_manager(
         max_metadata_size=max_metadata_size,
     )
     with _lock:
-        if _shared and _shared[0].pid != os.getpid():
-            _shared.clear()  # a forked child: the parent's connections are the parent's
         if _shared and not _is_usable(_shared[0]):
             _take_down()
         if not _shared:
@@ -97,13 +98,28 @@ def get_async_session_manager(
         manager = await asyncio.to_thread(
             get_session_manager, default_timeout, max_concurrent_sessions, max_metadata_size
         )
-        return await AsyncClient.connect(manager.address)
+        client = await AsyncClient.connect(manager.address)
+        keeper = _close_with_loop(client)
+        await anext(keeper)
+        _keepers[loop] = keeper
+        return client
 
     with _lock:
+        for each in [known for known in _async_managers if known.is_closed()]:
+            del _async_managers[each]  # the manager holds its loop: neither would ever be let go
+            _keepers.pop(each, None)
         manager = _async_managers.get(loop)
         if manager is None or manager.is_over:
             manager = _async_managers[loop] = AsyncSessionManager(connect=connect_async)
     return manager
+
+
+async def _close_with_loop(client: AsyncClient) -> AsyncIterator[None]:
+    """`asyncio.run` ends async generators before it closes the loop: the last moment in which a connection can be closed."""
+    try:
+        yield
+    finally:
+        await client.close()
 
 
 def get_lifecycle_logger() -> LifecycleLogger:
@@ -141,7 +157,7 @@ def _take_down() -> None:
 def _connect(wanted: Mapping[str, Any]) -> _Shared:
     embedded: start | None = None
     try:
-        client = connect()
+        client = _connect_to_running()
     except NotRunning:
         embedded = start(supervisor=wanted)
         try:
@@ -151,6 +167,24 @@ def _connect(wanted: Mapping[str, Any]) -> _Shared:
                 raise
             client, embedded = connect(error.address), None
     return _Shared(os.getpid(), client, client.sessions, embedded)
+
+
+def _connect_to_running() -> Client:
+    """A client of the parent's supervisor, in a forked child; else of the user's own. Raises NotRunning."""
+    if _parents:
+        with contextlib.suppress(NotRunning, HandshakeFailed):
+            return connect(_parents[0])
+    return connect()
+
+
+def _begin_child() -> None:
+    """In a forked child: no lock that another thread held, and none of the parent's connections."""
+    global _lock  # noqa: PLW0603 - a lock that was held at the fork is held for ever
+    _lock = threading.Lock()
+    _parents[:] = [each.client.address for each in _shared] or _parents
+    _shared.clear()
+    _async_managers.clear()
+    _keepers.clear()
 
 
 def _said(**arguments: Any) -> dict[str, Any]:
@@ -172,6 +206,7 @@ def _compare(wanted: Mapping[str, Any], client: Client) -> None:
 
 
 atexit.register(close_process_wide)
+os.register_at_fork(after_in_child=_begin_child)
 
 
 # Chat.

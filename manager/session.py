@@ -9,8 +9,8 @@ import msgspec
 
 from callpool.manager.core.sanitize import sanitize
 from callpool.manager.core.states import ACTIVE, State
-from callpool.manager.errors import UnknownRequest
-from callpool.manager.session_calls import complete_arguments, end_arguments, fail_arguments, read_view
+from callpool.manager.errors import CallpoolError, UnknownRequest
+from callpool.manager.session_calls import SessionIds, complete_arguments, end_arguments, fail_arguments, read_view
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,6 +44,11 @@ class SessionFacts:
     def request_id(self) -> str:
         """The id that verbs know it by."""
         return self._view.request_id
+
+    @property
+    def ids(self) -> SessionIds:
+        """Both ids."""
+        return SessionIds(self._view.request_id, self._view.session_id)
 
     @property
     def provider(self) -> str:
@@ -107,14 +112,24 @@ class Session(SessionFacts):
         return reopen, (self._manager.address, self.request_id, self.session_id)
 
     def __enter__(self) -> Self:
-        if self._look().state != PROCESSING:
-            self.start()
+        try:
+            if self._look().state != PROCESSING:
+                self.start()
+        except BaseException as error:
+            if not isinstance(error, CallpoolError):  # Ctrl-C: nobody is there to end it
+                self._manager.settle(self.ids, end_arguments(error))
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._move(**end_arguments(error), release=True, settle=True)
+        ending = end_arguments(error)
+        try:
+            self._manager.settle(self.ids, ending)
+        except BaseException:
+            self._manager.settle(self.ids, ending)  # Ctrl-C in the middle; a second word changes nothing
+            raise
 
     def start(self) -> None:
         """The work begins: from here on its duration and its timeout count."""
@@ -177,6 +192,8 @@ class Session(SessionFacts):
 
     def _look(self, *, whole: bool = False) -> SessionView:
         """The newest view. A final one never changes; `whole` also wants what moves leave out of their answers."""
+        if self._manager.is_shut_down:
+            return self._view  # there is nobody left to ask: what was seen last
         if not self._is_final or (whole and self._view.metadata is None):
             value = self._manager.ask("get_session", request_id=self.request_id, session_id=self.session_id)
             if value is None and not self._is_final:

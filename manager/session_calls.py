@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
@@ -37,6 +38,13 @@ class Asked(NamedTuple):
     request_id: str | None
     timeout_seconds: float | None
     enforce: bool
+
+
+class SessionIds(NamedTuple):
+    """What a session is told by. Both are made up by the client, so that it can end what it was not told of."""
+
+    request_id: str
+    session_id: str
 
 
 FIGURES = (
@@ -181,6 +189,15 @@ def check_shutdown_timeout(timeout_seconds: float) -> float:
     return float(timeout_seconds)
 
 
-def shut_down() -> ShuttingDown:
-    """What a manager says whose supervisor it has shut down: the specification's text."""
-    return ShuttingDown("Session manager is shutting down, cannot create new sessions")
+def shut_down(*, creating: bool = True) -> ShuttingDown:
+    """What a manager says whose supervisor this process has shut down; of a creation, the specification's text."""
+    if creating:
+        return ShuttingDown("Session manager is shutting down, cannot create new sessions")
+    return ShuttingDown("the session manager has been shut down: there is nobody left to ask")
+
+
+def warn_of_remaining(log: logging.Logger, last: Mapping[str, Any], seconds: float) -> None:
+    """The warning of the contract, where sessions were still active at the deadline."""
+    left = last["report"]["final_active_sessions"]
+    if left:
+        log.warning("shut down after %g s with %s sessions still active", seconds, left)

@@ -6,6 +6,8 @@ are those that every door uses.
 
 from __future__ import annotations
 
+import asyncio
+import re
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
@@ -22,17 +24,19 @@ from callpool.manager.core.events import (
 )
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import Submit
+from callpool.manager.core.sanitize import sanitize
 from callpool.manager.core.states import Move
 from callpool.manager.errors import BadInput, from_fault
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from callpool.manager.core.machine import Core
     from callpool.manager.core.requests import Now
     from callpool.manager.holders import Caller
 
+SESSION_ID = re.compile(r"session_[0-9a-f]{12,64}")
+"""A client makes it up, so that it can end a session whose creation it was not told of."""
 MAX_RESULT = 65_536
 """Bytes of a result as JSON that a session keeps for whoever asks; the answer itself stays with the caller."""
 MAX_ERROR = 2_000
@@ -72,6 +76,7 @@ class _CreateArguments(msgspec.Struct, forbid_unknown_fields=True):
     metadata: bytes = b"{}"
     timeout_seconds: float | None = None
     start: bool = False
+    session_id: str | None = None
 
 
 class _MoveArguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -92,6 +97,7 @@ class _GetArguments(msgspec.Struct, forbid_unknown_fields=True):
 
 class _ListArguments(msgspec.Struct, forbid_unknown_fields=True):
     timed_out: bool = False
+    after: int = 0
 
 
 class _ShutdownArguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -137,6 +143,9 @@ class SessionVerbs:
         }
 
     def _create(self, caller: Caller, arguments: _CreateArguments) -> Any:
+        session_id = arguments.session_id
+        if session_id is not None and SESSION_ID.fullmatch(session_id) is None:
+            raise BadInput(f"session_id must match {SESSION_ID.pattern}, got {session_id!r:.80}", param="session_id")
         submit = Submit(
             arguments.request_id,
             arguments.provider,
@@ -146,7 +155,7 @@ class SessionVerbs:
             arguments.timeout_seconds,
         )
         return self._stage.step(
-            SessionAsked(caller.holder, submit, self._stage.next_session_id(), start=arguments.start)
+            SessionAsked(caller.holder, submit, session_id or self._stage.next_session_id(), start=arguments.start)
         )
 
     def _move(self, _caller: Caller, arguments: _MoveArguments) -> Any:
@@ -177,7 +186,9 @@ class SessionVerbs:
         return self._stage.look(lambda core, now: core.held.view(arguments.request_id, arguments.session_id, now))
 
     def _list(self, _caller: Caller, arguments: _ListArguments) -> Any:
-        return self._stage.look(lambda core, now: core.held.views(now, timed_out=arguments.timed_out))
+        return self._stage.look(
+            lambda core, now: core.held.page(now, timed_out=arguments.timed_out, after=arguments.after)
+        )
 
     def _statistics(self, _caller: Caller, _arguments: NoArguments) -> Any:
         return self._stage.look(lambda core, _now: core.sessions.statistics(shutdown_requested=core.drain is not None))
@@ -209,4 +220,17 @@ class SessionVerbs:
                 case "cleanup":
                     return log.clean_up(max(0.0, arguments.older_than), now)
 
-        return self._stage.look(read)
+        found = self._stage.look(read)
+        if arguments.query != "events":
+            return found
+        # A request's notes may hold 256 KiB of metadata, and sanitizing takes about a tenth of a second a MiB: in a thread.
+        return asyncio.ensure_future(asyncio.to_thread(_sanitized, found))
+
+
+def _sanitized(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events as they may be shown; metadata where there is any."""
+    for event in events:
+        raw = event.pop("metadata")
+        if raw is not None and (metadata := sanitize(raw)):
+            event["metadata"] = metadata
+    return events

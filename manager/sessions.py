@@ -17,8 +17,9 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
+from callpool.manager import endings
 from callpool.manager.core.messages import RunFunction
-from callpool.manager.errors import CallpoolError, ConnectionLost, NotRunning, SessionCreationFailed
+from callpool.manager.errors import CallpoolError, ConnectionLost, NotRunning, SessionCreationFailed, UnknownRequest
 from callpool.manager.execution import ExecutionResult, Job, Overdue, run_in_caller
 from callpool.manager.lockstep import Lockstep
 from callpool.manager.request_ids import RequestIds
@@ -27,6 +28,7 @@ from callpool.manager.session_calls import (
     FIGURES,
     SHUTDOWN_MARGIN,
     Asked,
+    SessionIds,
     Where,
     check_execution,
     check_shutdown_timeout,
@@ -37,6 +39,7 @@ from callpool.manager.session_calls import (
     read_view,
     shut_down,
     timed_out,
+    warn_of_remaining,
     with_session,
 )
 
@@ -80,9 +83,11 @@ class SessionManager:
         self._client = client
         self._ids = RequestIds()
         self._lockstep = Lockstep(client.address, holder=client.holder, door=client.door)
-        self._lock = threading.Lock()
-        self._last: dict[str, Any] | None = None
-        """What the supervisor said at its end, if we shut it down. Under `_lock`."""
+        self._session_ids = RequestIds("session_")
+        self._doubtful: list[SessionIds] = []
+        """Sessions whose creation was asked for and never answered; ended with the next verb that comes through."""
+        self._supervisor_pid = client.supervisor_pid
+        self._shutting_down = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<SessionManager of {self.address}>"
@@ -102,28 +107,50 @@ class SessionManager:
 
     @property
     def is_shut_down(self) -> bool:
-        """Whether this manager has shut its supervisor down."""
+        """Whether this process has shut its supervisor down."""
         return self._last is not None
 
     def close(self) -> None:
         """Let go: sessions that this client still holds end as errors. Ends an embedded supervisor of our own. Idempotent."""
-        self.let_go()
-        embedded, self._embedded = self._embedded, None
-        if embedded is not None:
-            embedded.__exit__(None, None, None)
+        try:
+            self.let_go()
+        finally:
+            self._end_embedded()
 
     def let_go(self) -> None:
         """End what is held here, and the connections. For the client, when it is closed."""
-        if self._lockstep.was_used and self._last is None:
-            with contextlib.suppress(ConnectionLost, NotRunning):  # a supervisor that is gone holds nothing
-                self._lockstep.call("let_go")
+        self._lockstep.let_go()
         self._lockstep.close()
 
     def ask(self, verb: str, **arguments: Any) -> Any:
         """Call a verb of the service. For handles."""
         if self._last is not None:
-            raise shut_down()
-        return self._lockstep.call(verb, **arguments)
+            raise shut_down(creating=verb == "create_session")
+        while self._doubtful:
+            ids = self._doubtful[-1]
+            with contextlib.suppress(UnknownRequest):
+                self._lockstep.call("move_session", **ids._asdict(), move="cancel", release=True, settle=True)
+            with contextlib.suppress(ValueError):  # another thread was as fast
+                self._doubtful.remove(ids)
+        try:
+            return self._lockstep.call(verb, **arguments)
+        except (ConnectionLost, NotRunning):
+            if self._last is not None:  # another manager of this process has shut it down meanwhile
+                raise shut_down(creating=verb == "create_session") from None
+            raise
+
+    @property
+    def _last(self) -> dict[str, Any] | None:
+        """What the supervisor said at its end, if this process has shut it down."""
+        return endings.recall(self.address, self._supervisor_pid)
+
+    def _channel_client(self) -> Client:
+        """The client whose channel works in this process: a forked child needs one of its own."""
+        if self._client.belongs_here:
+            return self._client
+        from callpool.manager.embedded import shared_client  # noqa: PLC0415 - it knows the client, which knows us
+
+        return shared_client(self.address)
 
     def generate_request_id(self) -> str:
         """A request id that no other process and no restart will make."""
@@ -146,7 +173,7 @@ class SessionManager:
         waits; raises ShuttingDown, CapacityExceeded, MetadataTooLarge, DuplicateRequest or SessionCreationFailed, and then
         nothing is kept.
         """
-        return self._create(provider, model, request_id, timeout_seconds, metadata)
+        return self._create(provider, model, self._new_ids(request_id), timeout_seconds, metadata)
 
     def get_session(self, request_id: str) -> Session | None:
         """The session of a request, until it is released; else None. Of a submitted request too, while it is active."""
@@ -218,36 +245,40 @@ class SessionManager:
     def _run_here(
         self, asked: Asked, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        session = self._create(asked.provider, asked.model, asked.request_id, asked.timeout_seconds, {}, start=True)
-        seconds = session.timeout_seconds if asked.enforce else None
+        ids = self._new_ids(asked.request_id)
+        timeout = function_timeout(asked.timeout_seconds, enforce=asked.enforce)
+        session: Session | None = None
+        ending: dict[str, Any] | None = None
+        seconds = 0.0
         try:
-            result = run_in_caller(functools.partial(func, *args, **kwargs), seconds, self._abandon)
+            session = self._create(asked.provider, asked.model, ids, timeout, {}, start=True)
+            seconds = session.timeout_seconds
+            work = functools.partial(func, *args, **kwargs)
+            result = run_in_caller(work, seconds if asked.enforce else None, self._abandon)
+            ending = end_arguments(None)
+            duration = self.settle(ids, ending)
         except Overdue:
-            self._settle(session, {"move": "time_out"})
-            raise timed_out(session.timeout_seconds) from None
+            self.settle(ids, {"move": "time_out"})
+            raise timed_out(seconds) from None
         except BaseException as error:
-            self._settle(session, end_arguments(error))
+            refused = session is None and isinstance(error, CallpoolError)
+            if not refused:  # Ctrl-C may come at any line: it is the ids that count, and a second word changes nothing
+                self.settle(ids, ending or end_arguments(error))
             raise
-        duration = self._settle(session, end_arguments(None))
-        return result, {"session_id": session.session_id, "request_id": session.request_id, "duration": duration}
+        return result, {"session_id": ids.session_id, "request_id": ids.request_id, "duration": duration}
 
-    def _settle(self, session: Session, arguments: dict[str, Any]) -> float:
+    def settle(self, ids: SessionIds, arguments: dict[str, Any]) -> float:
         """End and release a session whose work is over; an end that came first (a clean-up) stands. Its duration in seconds.
 
         The work's own outcome is worth more than the bookkeeping's, so a supervisor that is gone is only reported.
         """
         try:
-            value = self.ask(
-                "move_session",
-                request_id=session.request_id,
-                session_id=session.session_id,
-                release=True,
-                settle=True,
-                **arguments,
-            )
-            return read_view(value).duration
+            value = self.ask("move_session", **ids._asdict(), release=True, settle=True, **arguments)
+            return 0.0 if value is None else read_view(value).duration
+        except UnknownRequest:  # it never came to be, or the log has forgotten it
+            return 0.0
         except CallpoolError as error:
-            log.warning("the end of session %s could not be told: %s", session.session_id, error)
+            log.warning("the end of session %s could not be told: %s", ids.session_id, error)
             return 0.0
 
     def _abandon(self, job: Job) -> None:
@@ -265,14 +296,15 @@ class SessionManager:
     ) -> tuple[Any, dict[str, Any]]:
         from callpool.workers.callables import encode_call  # noqa: PLC0415 - most clients run no functions
 
-        arguments = self._arguments(asked.provider, asked.model, asked.request_id, asked.timeout_seconds, {})
+        ids = self._new_ids(asked.request_id)
+        arguments = self._arguments(asked.provider, asked.model, ids.request_id, asked.timeout_seconds, {})
         arguments.update(
             payload=encode_call(func, args, kwargs),
             timeout=function_timeout(arguments.pop("timeout_seconds"), enforce=asked.enforce),
         )
         if self._last is not None:
             raise shut_down()
-        done = self._client.run_function(RunFunction(**arguments))
+        done = self._channel_client().run_function(RunFunction(**arguments))
         facts = {"session_id": done.session_id, "request_id": done.request_id, "duration": done.duration}
         return outcome_of(done), facts
 
@@ -280,11 +312,13 @@ class SessionManager:
 
     def get_statistics(self) -> dict[str, Any]:
         """Counters and gauges, by the specification's names. After `shutdown` the last ones."""
-        return dict(self._last["statistics"]) if self._last is not None else self.ask("get_statistics")
+        last = self._last
+        return dict(last["statistics"]) if last is not None else self.ask("get_statistics")
 
     def get_metrics(self) -> dict[str, Any]:
         """The statistics, with rates, distributions (seconds), lock contention, loop delay and memory. After `shutdown` the last."""
-        return dict(self._last["metrics"]) if self._last is not None else self.ask("get_metrics")
+        last = self._last
+        return dict(last["metrics"]) if last is not None else self.ask("get_metrics")
 
     def reset_metrics(self) -> None:
         """Zero the lifetime counters and distributions; live sessions and their bytes stay as they are."""
@@ -296,36 +330,54 @@ class SessionManager:
         Returns the six figures of the specification; a second call returns the same. Raises BadInput, or ConnectionLost.
         """
         seconds = check_shutdown_timeout(timeout_seconds)
-        with self._lock:
-            if self._last is None:
-                last = self._client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
-                left = last["report"]["final_active_sessions"]
-                if left:
-                    log.warning("shut down after %g s with %s sessions still active", seconds, left)
-                self._last = last
-            return {name: self._last["report"][name] for name in FIGURES}
+        with self._shutting_down:
+            last = self._last
+            if last is None:
+                client = self._channel_client()
+                last = client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
+                warn_of_remaining(log, last, seconds)
+                endings.remember(self.address, self._supervisor_pid, last)
+            self._end_embedded()
+        return {name: last["report"][name] for name in FIGURES}
+
+    def _end_embedded(self) -> None:
+        embedded, self._embedded = self._embedded, None
+        if embedded is not None:
+            embedded.__exit__(None, None, None)
 
     # Pieces.
+
+    def _new_ids(self, request_id: str | None) -> SessionIds:
+        return SessionIds(self.generate_request_id() if request_id is None else request_id, self._session_ids.next())
 
     def _create(
         self,
         provider: str,
         model: str,
-        request_id: str | None,
+        ids: SessionIds,
         timeout_seconds: float | None,
         metadata: Mapping[str, Any],
         *,
         start: bool = False,
     ) -> Session:
-        arguments = self._arguments(provider, model, request_id, timeout_seconds, metadata)
-        view = read_view(self.ask("create_session", start=start, **arguments))
-        return Session(self, view, json.loads(arguments["metadata"]))
+        arguments = self._arguments(provider, model, ids.request_id, timeout_seconds, metadata)
+        try:
+            value = self.ask("create_session", start=start, session_id=ids.session_id, **arguments)
+        except ConnectionLost:
+            self._doubtful.append(ids)
+            raise
+        except CallpoolError:
+            raise
+        except BaseException:  # Ctrl-C before the answer: it may have come to be
+            self.settle(ids, {"move": "cancel"})
+            raise
+        return Session(self, read_view(value), json.loads(arguments["metadata"]))
 
     def _arguments(
         self,
         provider: str,
         model: str,
-        request_id: str | None,
+        request_id: str,
         timeout_seconds: float | None,
         metadata: Mapping[str, Any],
     ) -> dict[str, Any]:
@@ -334,7 +386,7 @@ class SessionManager:
             return create_arguments(
                 provider=provider,
                 model=model,
-                request_id=self.generate_request_id() if request_id is None else request_id,
+                request_id=request_id,
                 timeout_seconds=timeout_seconds,
                 metadata=metadata,
             )
@@ -345,4 +397,9 @@ class SessionManager:
     def _list(self, *, timed_out: bool) -> list[Session]:
         if self._last is not None:
             return []
-        return [Session(self, read_view(value)) for value in self.ask("list_sessions", timed_out=timed_out)]
+        found: list[Session] = []
+        after: int | None = 0
+        while after is not None:
+            page, after = self.ask("list_sessions", timed_out=timed_out, after=after)
+            found += [Session(self, read_view(value)) for value in page]
+        return found

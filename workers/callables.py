@@ -30,7 +30,7 @@ import msgspec
 
 from callpool.manager import wire
 from callpool.manager.core.faults import Fault
-from callpool.manager.errors import BadInput, CallpoolError, NotSerializable
+from callpool.manager.errors import BadInput, FunctionFailed, NotSerializable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ MAX_MESSAGE = 500
 """Characters of an exception's own message inside ours."""
 MAX_TRACEBACK = 32 * 1024
 """Characters of a remote traceback; of a longer one the end is kept, where the cause is."""
-FUNCTION_FAILED = "function_failed"
+FUNCTION_FAILED = FunctionFailed.code
 
 
 class RemoteTraceback(Exception):
@@ -207,7 +207,7 @@ def decode_outcome(body: bytes) -> Outcome:
 
 def describe(error: BaseException) -> str:
     """`ValueError: text`, bounded, also of an exception whose own text cannot be had."""
-    return f"{type(error).__name__}: {_message_of(error)}"
+    return f"{_printable(type(error).__name__[:MAX_MESSAGE])}: {_message_of(error)}"
 
 
 def _encode_exception(error: BaseException, tokens: Mapping[int, str]) -> tuple[bytes, Fault]:
@@ -215,8 +215,8 @@ def _encode_exception(error: BaseException, tokens: Mapping[int, str]) -> tuple[
         body = _dump(error, MAX_OUTCOME, lambda found: tokens.get(id(found)))
     except BaseException:  # noqa: BLE001 - it is told by its texts, which say all that we know
         body = b""
-    envelope = _OutcomeEnvelope(True, body, type(error).__qualname__, _message_of(error), _traceback_of(error))
-    fault = Fault(code=FUNCTION_FAILED, message=describe(error), details={"exception": type(error).__qualname__})
+    envelope = _OutcomeEnvelope(True, body, _kind_of(error), _message_of(error), _traceback_of(error))
+    fault = Fault(code=FUNCTION_FAILED, message=describe(error), details={"exception": _kind_of(error)})
     return wire.encoder.encode(envelope), fault
 
 
@@ -231,12 +231,15 @@ def _decode_exception(envelope: _OutcomeEnvelope) -> BaseException:
             if isinstance(loaded, BaseException):
                 return loaded
             why = f"opened, it is no exception ({type(loaded).__name__})"
-    return CallpoolError(
+    return FunctionFailed(
         f"the function raised {envelope.kind}: {envelope.message}; the exception itself did not travel: {why}",
-        code=FUNCTION_FAILED,
         exception=envelope.kind,
         traceback=envelope.traceback,
     )
+
+
+def _kind_of(error: BaseException) -> str:
+    return _printable(type(error).__qualname__[:MAX_MESSAGE])
 
 
 def _message_of(error: BaseException) -> str:

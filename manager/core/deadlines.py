@@ -1,8 +1,8 @@
 """Deadlines by the tick: setting and clearing cost O(1), and a cleared one leaves nothing behind.
 
 A heap of deadlines would keep the entry of every finished request until its deadline: at 30,000 requests a second and a
-30 s deadline nearly a million dead entries. Here entries lie in buckets of one tick; an emptied bucket stays until its
-tick comes, so there is never more than one a tick.
+30 s deadline nearly a million dead entries. Here entries lie in buckets of one tick; an emptied bucket is gone at once, and of
+the heap of ticks at most about half is stale.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import heapq
 import math
 
+MAX_STALE = 64
+"""Numbers of buckets that are gone which may stay in the order, beyond as many as there are buckets."""
 TICK = 0.25
 """Seconds. These deadlines are the outer guard around ones that workers keep exactly, so a coarse tick is enough."""
 
@@ -46,12 +48,18 @@ class Deadlines:
         number = self._bucket_of.pop(key, None)
         if number is None:
             return
-        del self._buckets[number][key]
+        bucket = self._buckets[number]
+        del bucket[key]
+        if not bucket:
+            del self._buckets[number]
+            if len(self._order) > 2 * len(self._buckets) + MAX_STALE:
+                self._order = list(self._buckets)
+                heapq.heapify(self._order)
 
     def next(self) -> float | None:
         """When to look again: the earliest due time, rounded up to a tick, or None."""
-        while self._order and not self._buckets[self._order[0]]:
-            del self._buckets[heapq.heappop(self._order)]
+        while self._order and self._order[0] not in self._buckets:
+            heapq.heappop(self._order)
         return self._order[0] * self._tick if self._order else None
 
     def pop_due(self, now: float) -> list[str]:

@@ -20,7 +20,7 @@ from callpool.manager.core.catalogue import refuse_session
 from callpool.manager.core.events import Answer
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.requests import Kind, Now, Phase, Request
-from callpool.manager.core.states import ACTIVE, MOVES, Move, State, advance
+from callpool.manager.core.states import ACTIVE, ENDED, MOVES, Move, State, advance
 
 if TYPE_CHECKING:
     from callpool.manager.core.events import (
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from callpool.manager.core.machine import Core
     from callpool.manager.core.messages import Submit
 
+PAGE_SESSIONS = 500
+"""Sessions in one page of a list: a few milliseconds of the supervisor's time."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""Bytes of metadata after which a page is full; one more session may bring a mebibyte."""
 _FAILED = Fault(code="session_failed", message="failed")
 
 
@@ -67,7 +71,7 @@ def view_of(request: Request, now: Now, fault: Fault | None, *, whole: bool = Tr
     session = request.session
     if session is None:
         raise RuntimeError("the request holds no session")
-    completed = None if request.state in ACTIVE else request.phases[-1][1].wall
+    completed = request.phases[-1][1].wall if request.state in ENDED else None
     started = None
     if session.started_at is not None:
         for phase, at in request.phases:
@@ -244,14 +248,24 @@ class HeldSessions:
             return None
         return view_of(request, at, fault)
 
-    def views(self, now: Now, *, timed_out: bool) -> list[SessionView]:
-        """All active sessions in the order of creation, or those of them that are past their timeout. O(sessions)."""
-        active = [
-            view_of(request, now, request.ending)
-            for request in self._core.requests.values()
-            if request.session is not None and request.state in ACTIVE
-        ]
-        return [view for view in active if view.timed_out] if timed_out else active
+    def page(self, now: Now, *, timed_out: bool, after: int = 0) -> tuple[list[SessionView], int | None]:
+        """Active sessions in the order of arrival, or those of them past their timeout; and where the next page begins.
+
+        `after` is the number that the page before gave. A page is bounded in sessions and in bytes. O(sessions).
+        """
+        found: list[SessionView] = []
+        size = 0
+        for request in self._core.requests.values():
+            if request.sequence <= after or request.session is None or request.state not in ACTIVE:
+                continue
+            view = view_of(request, now, request.ending)
+            if timed_out and not view.timed_out:
+                continue
+            found.append(view)
+            size += request.metadata_bytes
+            if len(found) >= PAGE_SESSIONS or size >= PAGE_BYTES:
+                return found, request.sequence
+        return found, None
 
     # Pieces.
 

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from callpool.manager.core.requests import Now, Phase, Record
-from callpool.manager.core.sanitize import sanitize
 from callpool.manager.core.strict import printable
 
 if TYPE_CHECKING:
@@ -25,12 +24,16 @@ if TYPE_CHECKING:
 
 MAX_NOTES = 200
 """Notes for one request; further ones are dropped and counted."""
+MAX_NOTE_BYTES = 262_144
+"""Bytes of all notes for one request; further ones are dropped and counted."""
 LONGEST_DELAY = 60.0
 """Seconds that a note may have been under way; what claims more comes from another clock."""
 ENTRY_BYTES = 1_200
 """What an ended request costs besides its texts: measured, objects and table entries included."""
 EVENT_BYTES = 130
 """What one event costs besides its texts."""
+NOTE_BYTES = 400
+"""What one note costs besides its texts: its strings are its own."""
 FINAL = frozenset({
     Phase.COMPLETED, Phase.TIMEOUT, Phase.ERROR, Phase.CANCELLED, Phase.INTERRUPTED,
 })  # fmt: skip
@@ -144,6 +147,7 @@ class Lifecycle:
         if self._max_requests == 0:
             return
         size = ENTRY_BYTES + EVENT_BYTES * len(request.phases) + request.metadata_bytes + len(request.result or b"")
+        size += _text_bytes(request.provider, request.model) + (_text_bytes(fault.message) if fault else 0)
         self._ended[request.request_id] = _Ended(request, now, fault, size)
         self._bytes += size
         self._trim(now)
@@ -155,10 +159,10 @@ class Lifecycle:
         trail = self._trails.get(note.request_id)
         if trail is None:
             trail = self._trails[note.request_id] = _Trail()
-        if len(trail.noted) >= MAX_NOTES:
+        size = NOTE_BYTES + len(note.metadata) + _text_bytes(note.phase, note.session_id, note.provider, note.model)
+        if len(trail.noted) >= MAX_NOTES or trail.size + size > MAX_NOTE_BYTES:
             self.dropped_notes += 1
             return
-        size = EVENT_BYTES + len(note.phase) + len(note.metadata)
         trail.noted.append(Event(note.phase, at, note.metadata, note=True))
         trail.session_id = note.session_id or trail.session_id
         trail.provider = note.provider or trail.provider
@@ -180,6 +184,11 @@ class Lifecycle:
                 )
             )
 
+    def forget_old(self, now: Now) -> None:
+        """Forget what is past its age, also when nothing happens that would push it out."""
+        self._trim(now)
+        self._trim_trails(now)
+
     def take_fresh(self) -> list[Fresh]:
         """The events since the last call; empty where nobody writes them elsewhere."""
         if not self._fresh:
@@ -193,7 +202,7 @@ class Lifecycle:
             oldest = next(iter(ended.values()))
             if (
                 len(ended) <= self._max_requests
-                and self._bytes <= self._max_bytes
+                and self.size <= self._max_bytes
                 and oldest.now.monotonic >= youngest_old
             ):
                 return
@@ -203,7 +212,7 @@ class Lifecycle:
     def _trim_trails(self, now: Now) -> None:
         while self._trails:
             request_id, oldest = next(iter(self._trails.items()))
-            too_many = len(self._trails) > max(1, self._max_requests) or self._trail_bytes > self._max_bytes
+            too_many = len(self._trails) > max(1, self._max_requests) or self.size > self._max_bytes
             if not too_many and now.monotonic - oldest.noted[0].at.monotonic <= self._max_age:
                 return
             self._forget_trail(request_id)
@@ -232,26 +241,30 @@ class Lifecycle:
         return None if found is None else Record.of(found.request, found.now, found.fault)
 
     def events(self, request_id: str) -> list[dict[str, Any]]:
-        """Every event of a request in order, those of clients among them; empty if it is unknown."""
+        """Every event of a request in order, those of clients among them; empty if it is unknown.
+
+        Metadata is as it came: `sanitize` is for whoever shows it, outside of the lock.
+        """
         request = self._find(request_id)
         trail = self._trails.get(request_id)
         told = self._events(request, trail)
-        shown = []
-        for event in told:
-            line: dict[str, Any] = {
-                "request_id": request_id,
-                "session_id": request.session_id if request else trail.session_id if trail else None,
-                "provider": request.provider if request else trail.provider if trail else None,
-                "model": request.model if request else trail.model if trail else None,
+        envelope = {
+            "request_id": request_id,
+            "session_id": request.session_id if request else trail.session_id if trail else None,
+            "provider": request.provider if request else trail.provider if trail else None,
+            "model": request.model if request else trail.model if trail else None,
+        }
+        return [
+            {
+                **envelope,
                 "phase": event.phase,
                 "timestamp": event.at.wall,
                 "after_seconds": event.at.monotonic - told[0].at.monotonic,
                 "by_client": event.note,
+                "metadata": event.metadata,
             }
-            if event.metadata is not None and (metadata := sanitize(event.metadata)):
-                line["metadata"] = metadata
-            shown.append(line)
-        return shown
+            for event in told
+        ]
 
     def active(self) -> list[str]:
         """Ids of requests that have not ended, those that only clients have told of included."""
@@ -264,7 +277,7 @@ class Lifecycle:
 
     def request_duration_ms(self, request_id: str, now: Now) -> float | None:
         """Milliseconds from a request's first event to its end, or to `now`; None if it is unknown."""
-        told = self._events(self._find(request_id), self._trails.get(request_id))
+        told = self._timeline(request_id)
         return _span_ms(told, now) if told else None
 
     def phase_duration_ms(self, request_id: str, phase: str, until: str | None, now: Now) -> float | None:
@@ -272,7 +285,7 @@ class Lifecycle:
 
         None if the request, the phase or `until` is unknown. A phase that still lasts is measured to `now`.
         """
-        told = self._events(self._find(request_id), self._trails.get(request_id))
+        told = self._timeline(request_id)
         begin = next((number for number, event in enumerate(told) if event.phase == phase), None)
         if begin is None:
             return None
@@ -290,8 +303,9 @@ class Lifecycle:
         active = len(self.active())
         spans, events = [], 0
         for request_id in ids:
-            told = self._events(self._find(request_id), self._trails.get(request_id))
-            events += len(told)
+            request, trail = self._find(request_id), self._trails.get(request_id)
+            events += (len(request.phases) if request else 0) + (len(trail.noted) if trail else 0)
+            told = self._timeline(request_id)
             if told and any(event.phase in FINAL for event in told):
                 spans.append(_span_ms(told, now))
         return {
@@ -331,6 +345,11 @@ class Lifecycle:
         ended = self._ended.get(request_id)
         return ended.request if ended else None
 
+    def _timeline(self, request_id: str) -> list[Event]:
+        """The events that time is measured by: the supervisor's own, and those of clients only where it has none."""
+        request = self._find(request_id)
+        return self._events(request, None if request is not None else self._trails.get(request_id))
+
     def _events(self, request: Request | None, trail: _Trail | None) -> list[Event]:
         own = (
             []
@@ -342,6 +361,11 @@ class Lifecycle:
         )
         noted = trail.noted if trail else []
         return sorted([*own, *noted], key=lambda event: event.at.monotonic)
+
+
+def _text_bytes(*texts: str | None) -> int:
+    """Bytes that these texts take, at most four a character."""
+    return sum(len(text) if text.isascii() else 4 * len(text) for text in texts if text)
 
 
 def _span_ms(told: list[Event], now: Now) -> float:

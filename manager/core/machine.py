@@ -137,6 +137,8 @@ class Core:
         self.by_worker: dict[int, set[str]] = {}
         """worker → requests dispatched to it; a worker that is not here gets nothing."""
         self.places = Places(scheduler)
+        self.function_bytes = 0
+        """Bytes of the payloads of functions that wait for a process; as many may as of requests in the queue."""
         self.abandoned: dict[str, int] = {}
         """holder → its threads that still work although their session timed out."""
         self.drain: Drain | None = None
@@ -313,11 +315,12 @@ class Core:
     def _function_asked(self, event: FunctionAsked, now: Now, effects: list[Effect]) -> None:
         """Like a held session it takes a session now or is rejected; like a call it is worked on elsewhere."""
         submit = event.submit
-        fault = self.held.refuse(submit)
+        fault = self._refuse_payload(submit) or self.held.refuse(submit)
         if fault is not None:
             effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
             return
         request = self.receive(event.client, submit, event.session_id, Kind.FUNCTION, now)
+        self.function_bytes += request.payload_bytes
         request.holder = event.holder
         advance(request, Move.ALLOCATE)
         self._dispatches += 1
@@ -336,6 +339,15 @@ class Core:
         )
         request.payload = b""
         effects.append(ToLane(request.holder, order))
+
+    def _refuse_payload(self, submit: Submit) -> Fault | None:
+        """Why this function is too large, or too many wait for a process; else None."""
+        size, limit = len(submit.payload), self.catalogue.max_payload_size
+        if size > limit:
+            return refusals.function_too_large(size, limit)
+        if self.function_bytes + size > self.scheduler.max_bytes:
+            return refusals.functions_full(self.function_bytes, size, self.scheduler.max_bytes)
+        return None
 
     # What workers report.
 
@@ -357,6 +369,8 @@ class Core:
     def _start(self, request: Request, now: Now) -> None:
         if request.state is State.PROCESSING:
             return
+        if request.kind is Kind.FUNCTION:
+            self.function_bytes -= request.payload_bytes  # its process has it
         self.start(request, now)
         if request.kind is Kind.FUNCTION and request.ending is None:
             self.leases.set(request.request_id, now.monotonic + request.timeout)
@@ -398,6 +412,8 @@ class Core:
         if request.state is State.QUEUED:
             self.scheduler.remove(request.request_id)
         self._release(request)
+        if request.kind is Kind.FUNCTION and request.state is State.ALLOCATED:
+            self.function_bytes -= request.payload_bytes
         advance(request, move)
         session = request.session
         if session is not None:
@@ -513,6 +529,7 @@ class Core:
                 self.held.time_out(request, now, effects)
             else:
                 self.order_end(request, refusals.session_timed_out(request.timeout), now, effects)
+        self.lifecycle.forget_old(now)
         if self.drain is not None and self.drain.cut_at is None and now.monotonic >= self.drain.deadline:
             self._cut(now, effects)
 
@@ -562,8 +579,8 @@ class Core:
 
     def _cut(self, now: Now, effects: list[Effect]) -> None:
         """The drain's deadline: end everything that is left."""
-        if self.drain is None:
-            return
+        if self.drain is None or not self.requests:
+            return  # nothing is left that a deadline could end
         self.drain.cut(now=now.monotonic, active=self.sessions.active)
         for request in sorted(self.requests.values(), key=lambda each: each.sequence):
             self.order_end(request, refusals.cut_by_drain(), now, effects)

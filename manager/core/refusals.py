@@ -105,6 +105,26 @@ def holder_gone() -> Fault:
     )
 
 
+def function_too_large(size: int, limit: int) -> Fault:
+    """The client would have said so, had it been asked."""
+    return Fault(
+        code="bad_input",
+        message=f"func with its arguments is {size} bytes, the limit is {limit}",
+        param="func",
+        details={"size": size, "limit": limit},
+    )
+
+
+def functions_full(waiting: int, size: int, limit: int) -> Fault:
+    """Too many bytes of functions wait for a process."""
+    return Fault(
+        code="queue_full",
+        message=f"functions of {waiting} bytes wait for a process, {size} more are over the limit of {limit} bytes",
+        hint="run it later, or raise function_workers or max_queued_bytes",
+        details={"waiting_bytes": waiting, "size": size, "limit": limit},
+    )
+
+
 def queue_full(scheduler: Scheduler, promised: int) -> Fault:
     """No place in the queue."""
     waiting, limit = len(scheduler), scheduler.max_requests

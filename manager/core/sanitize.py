@@ -20,7 +20,7 @@ import re
 import unicodedata
 from typing import Any, Final
 
-from callpool.manager.core.strict import printable
+from callpool.manager.core.strict import MAX_INTEGER, MIN_INTEGER, printable
 
 MAX_TEXT: Final = 500
 """Characters of one key or text, the mark of what was cut included."""
@@ -32,7 +32,6 @@ REDACTED: Final = "[redacted]"
 LEFT_OUT: Final = "[left out]"
 """The key under which an object says how many of its entries are missing; an array says it in its last text."""
 
-_LONGEST_INTEGER: Final = 20  # characters of a 64-bit integer with its sign; longer ones are kept as text
 _WIDEST_ESCAPE: Final = 10  # characters that `printable` makes of one: \U000e0001
 _MOST_ROUNDS: Final = 8  # one is the rule; more only where a cut or an escape makes something look like a credential
 _MOST_MISSING: Final = 999_999_999  # as many digits as a mark has when it is read again
@@ -239,7 +238,10 @@ def _free(name: str, taken: dict[str, Any]) -> str:
 
 
 def _integer(digits: str) -> int | str:
-    return int(digits) if len(digits) <= _LONGEST_INTEGER else digits
+    """A whole number of 64 bits; a longer one, which not every encoder takes, is kept as text."""
+    if len(digits) <= len(str(MIN_INTEGER)) and MIN_INTEGER <= (value := int(digits)) <= MAX_INTEGER:
+        return value
+    return digits
 
 
 def _float(digits: str) -> float | str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from callpool.manager.core import held
 from callpool.manager.core.events import (
     Answer,
     CancelAsked,
@@ -26,6 +27,7 @@ from callpool.manager.core.events import (
     Tick,
     ToClient,
     ToLane,
+    WorkerDown,
 )
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.held import SessionView
@@ -263,9 +265,9 @@ def test_what_is_late_is_listed_and_cleaned_up_when_asked() -> None:
     b.create("young", timeout=100.0)
     b.time += 2.0
     now = Now(b.time, b.time)
-    assert [view.request_id for view in b.core.held.views(now, timed_out=True)] == ["idle", "late"]
+    assert [view.request_id for view in b.core.held.page(now, timed_out=True)[0]] == ["idle", "late"]
     assert b.answer(SessionsCleaned()) == 2
-    assert [view.request_id for view in b.core.held.views(now, timed_out=False)] == ["young"]
+    assert [view.request_id for view in b.core.held.page(now, timed_out=False)[0]] == ["young"]
     late = b.view("late")
     assert late is not None
     assert (late.state, late.released, late.timed_out) == ("timeout", True, True)
@@ -353,6 +355,67 @@ def test_a_drain_that_is_not_waited_for_tells_the_truth() -> None:
     b.nothing_is_held()
 
 
+def test_what_ends_after_the_deadline_is_not_counted_as_completed_before_it() -> None:
+    b = Held(pool=9)
+    b.submit("call")
+    b.start("call")
+    b.create("r1", start=True)
+    b.do(DrainAsked(5.0))
+    b.do(Tick(), after=5.0)
+    (report,) = _reports(b.finish("call"))
+    assert (report.sessions_completed_during_shutdown, report.finished, report.final_active_sessions) == (0, 1, 2)
+
+
+def test_a_drain_of_nothing_does_not_reach_its_timeout() -> None:
+    for seconds in (0.0, 5.0):
+        (report,) = _reports(Held().do(DrainAsked(seconds)))
+        assert (report.timeout_reached, report.initial_active_sessions) == (False, 0)
+
+
+def test_a_request_that_waits_again_has_not_completed() -> None:
+    b = Held()
+    b.submit("r1")
+    b.do(WorkerDown(1, "was killed"))
+    view = b.view("r1")
+    assert view is not None
+    assert (view.state, view.completed_at) == ("queued", None)
+
+
+def test_a_list_comes_in_pages_that_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "PAGE_SESSIONS", 3)
+    monkeypatch.setattr(held, "PAGE_BYTES", 100)
+    b = Held(pool=20)
+    for number in range(8):
+        b.create(f"r{number}", metadata=b"x" * (60 if number in {1, 2} else 2))
+    pages, now = [], Now(b.time, b.time)
+    after: int | None = 0
+    while after is not None:
+        page, after = b.core.held.page(now, timed_out=False, after=after)
+        pages.append([view.request_id for view in page])
+    assert pages == [["r0", "r1", "r2"], ["r3", "r4", "r5"], ["r6", "r7"]]
+    monkeypatch.setattr(held, "PAGE_SESSIONS", 9)
+    page, after = b.core.held.page(now, timed_out=False)
+    assert ([view.request_id for view in page], after is None) == (["r0", "r1", "r2"], False)
+
+
+def test_functions_are_bounded_in_bytes_each_and_together() -> None:
+    b = Held(pool=9, max_payload=100, max_bytes=150)
+    (refused,) = _done(_ask(b, "large", payload=b"f" * 101))
+    assert (refused.fault.code, refused.fault.details) == ("bad_input", {"size": 101, "limit": 100})
+    (first,) = _orders(_ask(b, "f1", payload=b"f" * 90))
+    (refused,) = _done(_ask(b, "f2", payload=b"f" * 90))
+    assert refused.fault.code == "queue_full"
+    b.do(Reported(LANE, Started("f1", first.attempt)))
+    (second,) = _orders(_ask(b, "f2", payload=b"f" * 90))
+    b.do(Reported(LANE, Finished("f2", second.attempt, b"x")))
+    (third,) = _orders(_ask(b, "f3", payload=b"f" * 90))
+    b.do(CancelAsked(None, "f3"))
+    b.do(Reported(LANE, Finished("f3", third.attempt, None, Fault(code="cancelled", message="killed"))))
+    b.do(Reported(LANE, Finished("f1", first.attempt, b"x")))
+    assert b.core.function_bytes == 0
+    b.nothing_is_held()
+
+
 def test_figures_are_exact_also_after_a_reset() -> None:
     b = Held(pool=9)
     for number, seconds in enumerate((0.1, 0.2, 0.3)):
@@ -389,8 +452,8 @@ def _reports(effects: list[Effect]) -> list[Any]:
 # Functions.
 
 
-def _ask(b: Held, request_id: str = "f1", *, timeout: float = 5.0, metadata: bytes = b"{}") -> list[Effect]:
-    submit = Submit(request_id, "x", "m", b"opaque", metadata, timeout)
+def _ask(b: Held, request_id: str = "f1", *, timeout: float = 5.0, payload: bytes = b"opaque") -> list[Effect]:
+    submit = Submit(request_id, "x", "m", payload, b"{}", timeout)
     return b.do(FunctionAsked("client_1", "h", submit, f"session_{request_id}"))
 
 
@@ -458,6 +521,7 @@ def test_threads_that_were_abandoned_are_counted_until_they_end_or_their_process
     b.answer(ThreadsAbandoned("h2", 1))
     assert b.core.abandoned == {"h1": 1, "h2": 1}
     b.do(ClientGone("h1"))
+    assert b.core.abandoned == {"h2": 1}
     b.answer(ThreadsAbandoned("h1", -1))
     assert b.core.abandoned == {"h2": 1}
 

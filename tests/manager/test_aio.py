@@ -102,7 +102,7 @@ class Service:
         if verb == "open_channel":
             if self.catalogue is None:
                 raise BadInput("no channel for you")
-            return {"client_id": caller.client, "catalogue": self.catalogue}
+            return {"client_id": caller.client, "pid": os.getpid(), "catalogue": self.catalogue}
         self.asked.append((verb, arguments))
         if verb == "later":
             self.later.append(asyncio.get_running_loop().create_future())

@@ -24,7 +24,7 @@ def test_each_thread_gets_the_answers_to_its_own_questions() -> None:
         def ask(number: int) -> bool:
             made = calls.call("create_session", request_id=f"r{number}", provider="p", model="m")
             moved = calls.call("move_session", request_id=f"r{number}", release=True)
-            return made[1] == moved[1] == f"r{number}"
+            return bool(made[1] == moved[1] == f"r{number}")
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(ask, range(400)))

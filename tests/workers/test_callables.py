@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from callpool.manager.core.catalogue import MAX_PAYLOAD
-from callpool.manager.errors import BadInput, CallpoolError, NotSerializable, ProtocolError
+from callpool.manager.errors import BadInput, FunctionFailed, NotSerializable, ProtocolError
 from callpool.workers import callables, loop
 from callpool.workers.callables import (
     Outcome,
@@ -350,7 +350,7 @@ def test_a_result_over_the_limit_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert type(found) is BadInput
     assert (found.param, found.limit) == ("result", 1000)
     found = decode_outcome(encode_outcome(Outcome(exception=ValueError("x" * 1001)))[0]).exception
-    assert type(found) is CallpoolError
+    assert type(found) is FunctionFailed
     assert found.exception == "ValueError"
 
 
@@ -379,7 +379,7 @@ def test_an_exception_that_cannot_travel_is_told_by_its_text(error: Exception, k
     except Exception as raised:  # noqa: BLE001 - with a traceback
         body, _ = encode_outcome(Outcome(exception=raised))
     found = decode_outcome(body).exception
-    assert type(found) is CallpoolError
+    assert type(found) is FunctionFailed
     assert found.fault.code == "function_failed"
     assert found.exception == kind
     assert text in found.message
