@@ -46,6 +46,7 @@ class Job:
         self._done = Sleeper()
         self._ended = False
         self._at_end: Callable[[], None] | None = None
+        self._abandoned = False
         self._value: Any = None
         self._error: BaseException | None = None
         # A daemon: an abandoned function that hangs must not keep the program from ending.
@@ -64,6 +65,13 @@ class Job:
                 return False
             self._at_end = tell
             return True
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more: what it comes to is disposed of."""
+        with self._lock:
+            self._abandoned = True
+            if self._ended:
+                _dispose(self._value)
 
     def outcome(self) -> Any:
         """The function's value; raises its exception. Once: the job lets go of both."""
@@ -85,10 +93,17 @@ class Job:
         del self._work  # its arguments are not needed any more
         with self._lock:
             self._ended = True
+            if self._abandoned:
+                _dispose(self._value)
             tell = self._at_end
             self._done.wake()
         if tell is not None:
             tell()
+
+
+def _dispose(value: object) -> None:
+    if inspect.iscoroutine(value):
+        value.close()  # or Python would warn that it was never awaited
 
 
 def is_coroutine_function(func: Callable[..., Any]) -> bool:
@@ -121,9 +136,11 @@ def run_in_caller(work: Callable[[], Any], seconds: float | None, on_abandon: Ca
     try:
         in_time = job.wait(seconds) or (bool(coroutines) and job.wait(CANCEL_GRACE))
     except BaseException:  # Ctrl-C: nobody waits for the thread any more
+        job.abandon()
         on_abandon(job)
         raise
     if not in_time:
+        job.abandon()
         on_abandon(job)
         raise Overdue
     return job.outcome()
@@ -189,9 +206,11 @@ async def run_in_thread(work: Callable[[], Any], seconds: float | None, on_aband
         async with asyncio.timeout(seconds):
             await ended.wait()
     except TimeoutError:
+        job.abandon()
         on_abandon(job)
         raise Overdue from None
     except BaseException:
+        job.abandon()
         on_abandon(job)
         raise
     value = job.outcome()

@@ -78,6 +78,7 @@ class Lockstep:
 
     def let_go(self) -> None:
         """Have what this client holds end now, if a connection lies ready to say so; else its end follows in a second."""
+        self._leave_to_parent()
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -92,8 +93,15 @@ class Lockstep:
 
     def close(self) -> None:
         """Close what is idle; what is in use is closed by its thread. Idempotent."""
+        self._leave_to_parent()
         self._closed = True
         self._drop_idle()
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: the parent's connections are the parent's. Nothing is said on them; only our ends are let go."""
+        if os.getpid() != self._pid:
+            self._pid = os.getpid()
+            self._idle = []
 
     def _drop_idle(self) -> None:
         while self._idle:
@@ -103,9 +111,7 @@ class Lockstep:
                 return
 
     def _take(self) -> WireConnection:
-        if os.getpid() != self._pid:  # the parent's connections are the parent's: only let go of our ends
-            self._pid = os.getpid()
-            self._idle = []
+        self._leave_to_parent()
         if self._closed:
             raise ConnectionLost("the client is closed")
         try:

@@ -20,6 +20,7 @@ from callpool.manager.aio_sessions import AsyncSessionManager
 from callpool.manager.core.requests import Phase
 from callpool.manager.embedded import connect, start
 from callpool.manager.errors import ConfigMismatch, HandshakeFailed, KeyInUse, NotRunning
+from callpool.manager.session_calls import shut_down
 from callpool.manager.sessions import SessionManager
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def get_async_session_manager(
         manager = await asyncio.to_thread(
             get_session_manager, default_timeout, max_concurrent_sessions, max_metadata_size
         )
+        if manager.is_shut_down:
+            raise shut_down()
         client = await AsyncClient.connect(manager.address)
         keeper = _close_with_loop(client)
         await anext(keeper)
