@@ -41,6 +41,9 @@ class Descriptions(Protocol):
     def describe_model_servers(self) -> list[dict[str, Any]]:
         """What `status` says of each local model server."""
 
+    def describe_lane(self) -> list[dict[str, Any]]:
+        """What `status` says of each process of the function lane."""
+
     def describe_health(self) -> Surroundings:
         """What `health` judges and the service cannot see: processes, descriptors, memory, disk."""
 
@@ -172,6 +175,7 @@ class RequestVerbs:
             "uptime_seconds": time.monotonic() - self._started,
             "workers": workers,
             "model_servers": model_servers,
+            "function_lane": self._outlets.describe_lane(),
         }
 
 

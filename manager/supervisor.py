@@ -233,6 +233,10 @@ class Supervisor:
             process=observe_process(self._boot.home),
         )
 
+    def describe_lane(self) -> list[dict[str, Any]]:
+        """The processes of the function lane."""
+        return self.lane.describe()
+
     def ask_drain(self, timeout: float | None) -> asyncio.Future[dict[str, Any]]:
         """Begin to drain; the future is the report."""
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from callpool.manager import connection, server, wire
-from callpool.manager.core.messages import Cancel, Chunk, Reply
+from callpool.manager.core.messages import Ask, Cancel, Chunk, Reply
 from callpool.manager.holders import Caller
 from callpool.manager.server import ManagerServer
 
@@ -235,5 +236,53 @@ def test_connections_that_still_shake_hands_count_against_the_limit(base_folder:
         assert manager.refused_connections == 1
         for peer in [*peers, late]:
             peer.socket.close()
+
+    _run(base_folder, test)
+
+
+def test_an_answer_that_cannot_be_encoded_or_is_too_long_is_refused_alone(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_ANSWER", 10_000)
+
+    async def test(_manager: ManagerServer, service: Listening, path: Path) -> None:
+        values = {"good": 1, "without form": 2**70, "long": "x" * 20_000}
+        monkeypatch.setattr(service, "call_verb", lambda _caller, verb, _arguments: values.get(verb))
+        peer = Peer(path)
+        await peer.shake()
+        for verb, code in (("without form", "internal_error"), ("long", "bad_frame")):
+            await peer.send(wire.encode_frame(("service", verb, (), {})))
+            kind, fault = wire.lockstep_answers.decode(await peer.frame())
+            assert (kind, fault["code"]) == (wire.KIND_ERROR, code)
+        await peer.send(wire.encode_frame(("service", "open_channel", (), {})))
+        await peer.frame()
+        await peer.send(wire.encode_frame([Ask(number, verb) for number, verb in enumerate(values)]))
+        replies: list[Any] = wire.client_events.decode(await peer.frame())
+        assert [(reply.number, reply.value, reply.fault and reply.fault.code) for reply in replies] == [
+            (0, 1, None),
+            (1, None, "internal_error"),
+            (2, None, "bad_frame"),
+        ]
+        assert replies[2].fault.details["limit"] == 10_000
+        peer.socket.close()
+
+    _run(base_folder, test)
+
+
+def test_who_asks_and_does_not_read_is_ended_at_the_bound(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_UNSENT", 1_000_000)
+
+    async def test(_manager: ManagerServer, service: Listening, path: Path) -> None:
+        monkeypatch.setattr(service, "call_verb", lambda _caller, _verb, _arguments: "x" * 100_000)
+        peer = Peer(path)
+        await peer.shake()
+        asked = 0
+        while not service.gone:
+            with contextlib.suppress(OSError):
+                await peer.send(wire.encode_frame(("service", "ping", (), {})))
+            asked += 1
+            assert asked < 1_000, "the bound does not hold"
+            await asyncio.sleep(0)
+        peer.socket.close()
 
     _run(base_folder, test)

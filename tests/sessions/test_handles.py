@@ -224,3 +224,20 @@ def test_a_session_that_nobody_knows_is_named(manager: SessionManager) -> None:
         with pytest.raises(UnknownRequest, match="no session has the request id"):
             pickle.loads(stranger)  # noqa: S301 - our own
     shared_client(manager.address).close()
+
+
+def test_an_answer_that_cannot_be_sent_costs_nobody_elses(manager: SessionManager) -> None:
+    manager.create_session("kimi", "k3", "large", number=2**64, negative=-(2**63) - 1, most=2**63 - 1)
+    with callpool.connect(manager.address) as client:
+        events = client.lifecycle.get_request_events("large")
+        assert events[0]["metadata"] == {"number": str(2**64), "negative": str(-(2**63) - 1), "most": 2**63 - 1}
+    assert manager.get_active_sessions()[0].describe()["metadata"]["number"] == str(2**64)
+
+
+def test_a_list_of_any_size_comes_whole() -> None:
+    with SessionManager(max_concurrent_sessions=1_200, max_metadata_size=60_000) as manager:
+        for number in range(1_100):
+            manager.create_session("kimi", "k3", f"r{number}", text="x" * (50_000 if number < 100 else 10))
+        listed = manager.get_active_sessions()
+        assert [session.request_id for session in listed] == [f"r{number}" for number in range(1_100)]
+        assert len(listed[50].metadata["text"]) == 50_000

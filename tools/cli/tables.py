@@ -54,6 +54,8 @@ def show_status(facts: dict[str, Any]) -> None:
         parts.append(_titled("Accounts", _accounts(facts["accounts"])))
     if facts["model_servers"]:
         parts.append(_titled("Model servers", _model_servers(facts["model_servers"])))
+    if facts["function_lane"]:
+        parts.append(_titled("Function lane", _function_lane(facts["function_lane"])))
     print_parts(*parts)
 
 
@@ -195,6 +197,21 @@ def _model_servers(rows: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
+def _function_lane(rows: Iterable[dict[str, Any]]) -> Table:
+    table = columns("id", "pid", "state", "calls", "memory", note="request")
+    for row in rows:
+        memory = processes.memory_of(row["pid"])
+        table.add_row(
+            str(row["id"]),
+            _or_dash(row["pid"]),
+            _state(row["state"]),
+            str(row["calls"]),
+            "-" if memory is None else byte_size(memory),
+            _text(_or_dash(row["request_id"])),
+        )
+    return table
+
+
 def _phases(phases: list[dict[str, Any]]) -> Table:
     """Each phase with the time since the request was received, and how long it lasted."""
     table = columns("phase", "after", "until next")
@@ -247,7 +264,7 @@ def print_parts(*parts: RenderableType) -> None:
 def columns(*names: str, note: str | None = None) -> Table:
     """A table without lines. Names that hold numbers are to the right; a `note` column takes what is left."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    numeric = {"active", "queued", "restarts", "memory", "after", "until next"}
+    numeric = {"active", "calls", "queued", "restarts", "memory", "after", "until next"}
     for name in names:
         table.add_column(name, justify="right" if name in numeric else "left", no_wrap=name in numeric, overflow="fold")
     if note is not None:

@@ -114,6 +114,7 @@ FACTS: dict[str, Any] = {
         {"name": "n" * 64, "active": 1, "limit": 200, "queued": 0, "closed": "its \x1b[31mserver " * 9},
     ],
     "model_servers": [{"provider": "local", "pid": 1, "state": "starting", "restarts": 0}],
+    "function_lane": [{"id": 3, "pid": None, "state": "busy", "calls": 7, "request_id": "req_\x1b" + "0" * 60}],
 }
 
 
