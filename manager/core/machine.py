@@ -517,6 +517,11 @@ class Core:
     # Time.
 
     def _tick(self, _event: Tick, now: Now, effects: list[Effect]) -> None:
+        drain = self.drain
+        # Without anything left there is nothing that a drain's deadline could cut.
+        cuts = drain is not None and drain.cut_at is None and now.monotonic >= drain.deadline and bool(self.requests)
+        if drain is not None and cuts:
+            drain.cut(now=now.monotonic, active=self.sessions.active)
         for request_id in self._deadlines.pop_due(now.monotonic):
             request = self.requests[request_id]
             if request.ending is not None:
@@ -530,7 +535,7 @@ class Core:
             else:
                 self.order_end(request, refusals.session_timed_out(request.timeout), now, effects)
         self.lifecycle.forget_old(now)
-        if self.drain is not None and self.drain.cut_at is None and now.monotonic >= self.drain.deadline:
+        if cuts:
             self._cut(now, effects)
 
     # Figures and the log.
@@ -575,13 +580,11 @@ class Core:
         if self.drain is None:
             self._drain_asked(DrainAsked(0.0), now, effects)
         elif self.drain.cut_at is None:
-            self._cut(now, effects)
+            self.drain.deadline = now.monotonic
+            self._tick(Tick(), now, effects)
 
     def _cut(self, now: Now, effects: list[Effect]) -> None:
         """The drain's deadline: end everything that is left."""
-        if self.drain is None or not self.requests:
-            return  # nothing is left that a deadline could end
-        self.drain.cut(now=now.monotonic, active=self.sessions.active)
         for request in sorted(self.requests.values(), key=lambda each: each.sequence):
             self.order_end(request, refusals.cut_by_drain(), now, effects)
 

@@ -106,8 +106,8 @@ class Books:
         self._live_at_drain = 0
         self._held_at_drain = 0
         self._ended_in_drain: Counter[str] = Counter()
-        self._sessions_in_drain: Counter[str] = Counter()
-        """Those that ever held a session; what the cut itself ends is after it, and what ends in the same tick may be either."""
+        self._sessions_in_drain = 0
+        """Those that ever held a session and ended before the cut."""
         self._numbers = 0
 
     @property
@@ -164,8 +164,7 @@ class Books:
             self.ended[state] += 1
         if self.drain_deadline is not None:
             self._ended_in_drain[state] += 1
-            if found.tries:
-                self._sessions_in_drain["after the cut" if self.cut_at else "before the cut"] += 1
+            self._sessions_in_drain += found.tries > 0 and self.cut_at is None
         self.final[request_id] = state
         self.seen[f"{'waiting' if found.worker is None else 'active'} {state}"] += 1
 
@@ -200,8 +199,11 @@ class Books:
         self._cut_if_due(now)
 
     def _cut_if_due(self, now: float) -> None:
-        if self.cut_at is None and self.drain_deadline is not None and now >= self.drain_deadline:
+        due = self.drain_deadline is not None and now >= self.drain_deadline
+        if (
+            self.cut_at is None and due and self.live
+        ):  # without anything left there is nothing that a deadline could cut
             self.cut_at = now
-            self.seen["cut"] += bool(self.live)
+            self.seen["cut"] += 1
             for found in self.live.values():
                 found.entitled = True
