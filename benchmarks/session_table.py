@@ -1,7 +1,8 @@
 """A peer for callpool's sessions: a dict under a lock, for the threads of one process and nobody else.
 
-At each creation it sums the metadata of all sessions, as what the specification grew out of did, so a creation costs more the
-more are active. It remembers each session's bytes; encoding all metadata again each time would cost far more.
+At each creation it asks every session whether it is active, to count them and to sum their metadata, as what the specification grew
+out of did, so a creation costs more the more are active. It remembers each session's bytes; encoding all metadata again each time
+would cost far more.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class TableSession:
     started_at: float | None = None
     completed_at: float | None = None
 
+    def is_active(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in {"idle", "allocated", "processing"}
+
 
 class SessionTable:
     """Sessions of this process. All state is under `_lock`."""
@@ -54,14 +59,16 @@ class SessionTable:
             raise MetadataTooLarge(f"Metadata size ({size} bytes) exceeds limit ({self._max_metadata_bytes} bytes)")
         session_id, request_id = f"session_{os.urandom(8).hex()}", f"req_{os.urandom(12).hex()}"
         with self._lock:
-            active = len(self._sessions)
+            active = sum(1 for each in self._sessions.values() if each.is_active())
             if active >= self._max_sessions:
                 raise CapacityExceeded(
                     f"Maximum concurrent sessions reached (limit {self._max_sessions}, active {active})"
                 )
             session = TableSession(session_id, request_id, provider, model, metadata, size)
             self._sessions[request_id] = session
-            self.current_metadata_bytes = sum(each.metadata_bytes for each in self._sessions.values())
+            self.current_metadata_bytes = sum(
+                each.metadata_bytes for each in self._sessions.values() if each.is_active()
+            )
             self.created += 1
         return session
 
