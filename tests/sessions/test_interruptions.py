@@ -190,6 +190,19 @@ def test_a_forked_child_works_over_its_parents_supervisor_and_does_not_end_it() 
     assert [session.state for session in held] == ["idle", "idle"]
 
 
+def test_a_forked_child_that_leaves_the_block_of_its_parents_manager_does_not_end_its_supervisor(
+    manager: SessionManager,
+) -> None:
+    session = manager.create_session("kimi", "k3")
+
+    def child() -> str:
+        manager.close()
+        return "closed"
+
+    assert _in_child(child) == "closed"
+    assert (session.state, manager.get_statistics()["active_sessions"]) == ("idle", 1)
+
+
 def test_a_fork_while_another_thread_connects_does_not_hang() -> None:
     with process_wide._lock:
         told = _in_child(lambda: str(compat.get_session_manager().get_statistics()["active_sessions"]))
