@@ -200,7 +200,8 @@ def test_a_forked_child_that_leaves_the_block_of_its_parents_manager_does_not_en
         return "closed"
 
     assert _in_child(child) == "closed"
-    assert (session.state, manager.get_statistics()["active_sessions"]) == ("idle", 1)
+    statistics = manager.get_statistics()
+    assert (session.state, statistics["active_sessions"], statistics["shutdown_requested"]) == ("idle", 1, False)
 
 
 def test_a_fork_while_another_thread_connects_does_not_hang() -> None:
