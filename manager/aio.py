@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from callpool.manager.aio_channel import CLOSE_DEADLINE, open_channel
 from callpool.manager.aio_handle import AsyncHandle
+from callpool.manager.channel import ANSWER_DEADLINE
 from callpool.manager.core.messages import Ask, Cancel, Grant, Reply, Revoke
 from callpool.manager.core.states import State
 from callpool.manager.errors import BadInput, CallpoolError, ConnectionLost, DuplicateRequest, from_fault
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from callpool.manager.aio_sessions import AsyncSessionManager
     from callpool.manager.core.catalogue import Catalogue
     from callpool.manager.core.messages import ClientEvent, ClientMessage, Done, Note, RunFunction
-
-ANSWER_DEADLINE = 30.0
-"""Seconds for the supervisor's own answers (not a provider's): beyond it the supervisor is stopped or stuck."""
 
 
 class AsyncClient:

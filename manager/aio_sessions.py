@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from callpool.manager import endings
+from callpool.manager.aio_channel import CLOSE_DEADLINE
 from callpool.manager.aio_session import AsyncSession
 from callpool.manager.core.messages import RunFunction
 from callpool.manager.errors import CallpoolError, ConnectionLost, SessionCreationFailed, UnknownRequest
@@ -53,9 +54,6 @@ if TYPE_CHECKING:
     from callpool.manager.embedded import start
 
 log = logging.getLogger(__name__)
-
-CLOSE_DEADLINE = 5.0
-"""Seconds for the last word."""
 
 
 class AsyncSessionManager:

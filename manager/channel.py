@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SERVICE_IDENT = "service"
 OPEN_DEADLINE = 10.0
 """Seconds for the supervisor to open the channel after the handshake."""
+ANSWER_DEADLINE = 30.0
+"""Seconds for the supervisor's own answers (not a provider's): beyond it the supervisor is stopped or stuck."""
 MAX_MESSAGE = wire.FRAME_LIMIT // 2
 
 

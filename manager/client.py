@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from callpool.manager.channel import Channel, Sleeper
+from callpool.manager.channel import ANSWER_DEADLINE, Channel, Sleeper
 from callpool.manager.core.catalogue import Catalogue
 from callpool.manager.core.messages import PLACE_BYTES, Ask, Cancel, Grant, Reply, Revoke
 from callpool.manager.core.states import State
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     )
     from callpool.manager.lifecycle_logger import LifecycleLogger
     from callpool.manager.sessions import SessionManager
-
-ANSWER_DEADLINE = 30.0
-"""Seconds for the supervisor's own answers (not a provider's): beyond it the supervisor is stopped or stuck."""
 
 
 class Client:

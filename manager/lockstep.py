@@ -17,15 +17,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from callpool.manager import wire
-from callpool.manager.channel import SERVICE_IDENT
+from callpool.manager.channel import ANSWER_DEADLINE, SERVICE_IDENT
 from callpool.manager.errors import BadInput, CallpoolError, ConnectionLost, NotSerializable
 from callpool.manager.proxy import connect
 
 if TYPE_CHECKING:
     from callpool.manager.proxy import WireConnection
 
-ANSWER_DEADLINE = 30.0
-"""Seconds for the supervisor's own answers (not a provider's): beyond it the supervisor is stopped or stuck."""
 LOOK_OUT = 0.000_1
 """Seconds of looking before sleeping. Waking a CPU that went to sleep costs up to 50 microseconds on a virtual machine, most answers
 come within 100: tried, it halves a call's time on two CPUs, and costs nothing on one or with more callers than CPUs."""

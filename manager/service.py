@@ -106,7 +106,7 @@ class Outlets(Descriptions, Protocol):
 log = logging.getLogger(__name__)
 
 RECONCILE_INTERVAL = 30.0
-"""Seconds between two looks at whether the books agree; one walks all live requests, about a millisecond for a thousand."""
+"""Seconds between two looks at whether the books agree; one walks all live requests, a tenth of a millisecond for a thousand."""
 MOST_SAID = 5
 """Inconsistencies that one look logs."""
 PYTHON_DOOR = "python"

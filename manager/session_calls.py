@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from callpool.manager.core.catalogue import MAX_TIMEOUT, refuse_timeout
-from callpool.manager.core.held import SessionView
+from callpool.manager.core.held import MAX_ERROR, SessionView
 from callpool.manager.errors import (
     BadInput,
     CallpoolError,
@@ -56,8 +56,6 @@ FIGURES = (
     "total_sessions_at_shutdown",
 )
 """What `shutdown` returns of the drain report."""
-MAX_TEXT = 2_000
-"""Characters of an error's text that a session keeps."""
 SHUTDOWN_MARGIN = 30.0
 """Seconds beyond a drain's own timeout for its report to come."""
 
@@ -108,9 +106,9 @@ def complete_arguments(result: Any) -> dict[str, Any]:
 def fail_arguments(error: object) -> dict[str, Any]:
     """The arguments of the move `fail`: any exception, or a text."""
     if isinstance(error, CallpoolError):
-        return {"move": "fail", "error": error.message[:MAX_TEXT], "code": error.fault.code}
+        return {"move": "fail", "error": error.message[:MAX_ERROR], "code": error.fault.code}
     text = f"{type(error).__name__}: {_text_of(error)}" if isinstance(error, BaseException) else _text_of(error)
-    return {"move": "fail", "error": text[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()}
+    return {"move": "fail", "error": text[:MAX_ERROR].encode("utf-8", "backslashreplace").decode()}
 
 
 def end_arguments(error: BaseException | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from callpool.manager.core.events import (
     ThreadsAbandoned,
 )
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.held import MAX_ERROR
 from callpool.manager.core.messages import Submit
 from callpool.manager.core.sanitize import sanitize
 from callpool.manager.core.states import Move
@@ -39,8 +40,6 @@ SESSION_ID = re.compile(r"session_[0-9a-f]{12,64}")
 """A client makes it up, so that it can end a session whose creation it was not told of."""
 MAX_RESULT = 65_536
 """Bytes of a result as JSON that a session keeps for whoever asks; the answer itself stays with the caller."""
-MAX_ERROR = 2_000
-"""Characters of an error's text that a session keeps."""
 
 
 class Stage(Protocol):
@@ -223,7 +222,7 @@ class SessionVerbs:
         found = self._stage.look(read)
         if arguments.query != "events":
             return found
-        # A request's notes may hold 256 KiB of metadata, and sanitizing takes about a tenth of a second a MiB: in a thread.
+        # A request's notes may hold 256 KiB of metadata, and sanitizing takes up to 0.6 s a MiB: in a thread.
         return asyncio.ensure_future(asyncio.to_thread(_sanitized, found))
 
 

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from callpool.manager.core.machine import Core
     from callpool.manager.core.messages import Submit
 
+MAX_ERROR = 2_000
+"""Characters of an error's text that a session keeps."""
 PAGE_SESSIONS = 500
-"""Sessions in one page of a list: a few milliseconds of the supervisor's time."""
+"""Sessions in one page of a list: about half a millisecond under the lock."""
 PAGE_BYTES = 4 * 1024 * 1024
 """Bytes of metadata after which a page is full; one more session may bring a mebibyte."""
 _FAILED = Fault(code="session_failed", message="failed")

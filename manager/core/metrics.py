@@ -16,7 +16,7 @@ HIGHEST = 17
 """Exponent of the last bucket: 131,072 seconds; a day has 86,400."""
 BUCKETS = (HIGHEST - LOWEST + 1) * STEPS
 FOLD = 64
-"""Values that wait together: folding them takes about 30 microseconds, which is the most that one `add` can take."""
+"""Values that wait together: folding them takes about 50 microseconds, which is the most that one `add` can take."""
 _STEPS_TWICE = 2 * STEPS
 _FIRST = LOWEST * STEPS + STEPS
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
