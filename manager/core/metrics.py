@@ -6,7 +6,8 @@ mean has no error of summing); only quantiles are read from buckets, which are a
 
 from __future__ import annotations
 
-from math import frexp
+from array import array
+from collections import Counter
 
 STEPS = 16
 """Buckets for each power of two: a quantile is at most 6 % above the true one, and never beyond the largest value."""
@@ -15,10 +16,12 @@ LOWEST = -20
 HIGHEST = 17
 """Exponent of the last bucket: 131,072 seconds; a day has 86,400."""
 BUCKETS = (HIGHEST - LOWEST + 1) * STEPS
-FOLD = 64
+FOLD = 128
 """Values that wait together: folding them takes about 50 microseconds, which is the most that one `add` can take."""
-_STEPS_TWICE = 2 * STEPS
-_FIRST = LOWEST * STEPS + STEPS
+_FRACTION_BITS = 52 - (STEPS.bit_length() - 1)
+"""Bits of an IEEE 754 double below those that tell buckets apart."""
+_FIRST = (1022 + LOWEST) * STEPS
+"""Bucket 0, as those bits write it: 1022 is the exponent of numbers from a half to one."""
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 WINDOW = 60
 """Seconds that a rate looks back."""
@@ -59,21 +62,21 @@ class Histogram:
             self._fold()
 
     def _fold(self) -> None:
-        fresh, buckets, total = self._fresh, self._buckets, 0
+        fresh, buckets = self._fresh, self._buckets
         if not fresh:
             return
         self._fresh = []
-        for seconds in fresh:
-            number = 0
-            if seconds > 0.0:
-                fraction, exponent = frexp(seconds)  # seconds = fraction * 2 ** exponent, 0.5 <= fraction < 1
-                number = max(0, min(BUCKETS - 1, int(fraction * _STEPS_TWICE) + exponent * STEPS - _FIRST))
-                total += int(seconds * NANOSECONDS + 0.5)
-            buckets[number] = buckets.get(number, 0) + 1
-        smallest, largest = max(0.0, min(fresh)), max(0.0, *fresh)
+        if min(fresh) < 0.0:
+            fresh = [max(0.0, seconds) for seconds in fresh]
+        # A float's exponent and the first bits of its fraction, read as they lie in memory: less than half of what `frexp` costs.
+        bits = memoryview(array("d", fresh)).cast("B").cast("q")
+        for number, count in Counter([each >> _FRACTION_BITS for each in bits]).items():
+            bucket = max(0, min(BUCKETS - 1, number - _FIRST))
+            buckets[bucket] = buckets.get(bucket, 0) + count
+        smallest, largest = min(fresh), max(fresh)
         self._smallest = min(self._smallest, smallest) if self._count else smallest
         self._largest = max(self._largest, largest)
-        self._total += total
+        self._total += sum([int(seconds * NANOSECONDS + 0.5) for seconds in fresh])
         self._count += len(fresh)
 
     @property
