@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from callpool.manager.errors import CallpoolError, UnknownRequest
 from callpool.manager.session import ACTIVE_STATES, PROCESSING, SessionFacts
-from callpool.manager.session_calls import complete_arguments, end_arguments, fail_arguments, read_view
+from callpool.manager.session_calls import complete_arguments, end_arguments, fail_arguments, nothing, read_view
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -92,7 +92,7 @@ class AsyncSession(SessionFacts):
 
     async def release(self) -> None:
         """Be done with it; if it is still active it ends as cancelled. The same as `release_session`."""
-        await self._move(release=True)
+        self._see(await self._manager.ask_or(nothing, "move_session", **self.ids._asdict(), release=True))
 
     async def is_active(self) -> bool:
         """Whether it holds a slot: it is idle, allocated or processing."""
@@ -107,10 +107,10 @@ class AsyncSession(SessionFacts):
         return (await self._look()).duration
 
     async def _look(self, *, whole: bool = False) -> SessionView:
-        if self._manager.is_shut_down:
-            return self._view  # there is nobody left to ask: what was seen last
         if not self._is_final or (whole and self._view.metadata is None):
-            value = await self._manager.ask("get_session", request_id=self.request_id, session_id=self.session_id)
+            value = await self._manager.ask_or(nothing, "get_session", **self.ids._asdict())
+            if value is None and self._manager.is_shut_down:
+                return self._view  # there is nobody left to ask: what was seen last
             if value is None and not self._is_final:
                 raise UnknownRequest(
                     f"the session of {self.request_id!r} has ended and is forgotten", param="request_id"
@@ -120,8 +120,8 @@ class AsyncSession(SessionFacts):
         return self._view
 
     async def _move(self, **arguments: Any) -> None:
-        value = await self._manager.ask(
-            "move_session", request_id=self.request_id, session_id=self.session_id, **arguments
-        )
+        self._see(await self._manager.ask("move_session", **self.ids._asdict(), **arguments))
+
+    def _see(self, value: Any) -> None:
         if value is not None:
             self._view = read_view(value)

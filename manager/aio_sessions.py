@@ -11,13 +11,14 @@ import contextlib
 import functools
 import json
 import logging
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 
 from callpool.manager import endings
 from callpool.manager.aio_channel import CLOSE_DEADLINE
 from callpool.manager.aio_session import AsyncSession
 from callpool.manager.core.messages import RunFunction
-from callpool.manager.errors import CallpoolError, ConnectionLost, SessionCreationFailed, UnknownRequest
+from callpool.manager.errors import CallpoolError, ConnectionLost, SessionCreationFailed, ShuttingDown, UnknownRequest
 from callpool.manager.execution import (
     ExecutionResult,
     Job,
@@ -36,8 +37,10 @@ from callpool.manager.session_calls import (
     check_execution,
     check_shutdown_timeout,
     create_arguments,
+    empty_page,
     end_arguments,
     function_timeout,
+    nothing,
     outcome_of,
     read_view,
     shut_down,
@@ -137,9 +140,22 @@ class AsyncSessionManager:
         try:
             return await client.ask(verb, **arguments)
         except ConnectionLost:
-            if self._last is not None:  # another manager of this process has shut it down meanwhile
+            ends = endings.under_way(client.address, client.supervisor_pid)
+            if ends:
+                await asyncio.wait([asyncio.wrap_future(end) for end in ends], timeout=endings.LAST_WORDS)
+            if self._last is not None:  # another task or thread of this process has shut it down meanwhile
                 raise shut_down(creating=verb == "create_session") from None
             raise
+
+    async def ask_or(self, afterwards: Callable[[dict[str, Any]], Any], verb: str, **arguments: Any) -> Any:
+        """Call a verb; once this process has shut the supervisor down, what `afterwards` makes of its last words instead."""
+        if self._last is None:
+            try:
+                return await self.ask(verb, **arguments)
+            except ShuttingDown:
+                if self._last is None:
+                    raise
+        return afterwards(self._last)
 
     @property
     def is_shut_down(self) -> bool:
@@ -177,9 +193,7 @@ class AsyncSessionManager:
 
     async def get_session(self, request_id: str) -> AsyncSession | None:
         """The session of a request, until it is released; else None. Of a submitted request too, while it is active."""
-        if self._last is not None:
-            return None
-        value = await self.ask("get_session", request_id=request_id)
+        value = await self.ask_or(nothing, "get_session", request_id=request_id)
         view = None if value is None else read_view(value)
         return None if view is None or view.released else AsyncSession(self, view)
 
@@ -188,8 +202,7 @@ class AsyncSessionManager:
 
         One that is still active ends as cancelled: it has no other outcome.
         """
-        if self._last is None:
-            await self.ask("move_session", request_id=request_id, release=True)
+        await self.ask_or(nothing, "move_session", request_id=request_id, release=True)
 
     async def get_active_sessions(self) -> list[AsyncSession]:
         """All active sessions of the supervisor, those of submitted requests included."""
@@ -201,7 +214,7 @@ class AsyncSessionManager:
 
     async def cleanup_timed_out_sessions(self) -> int:
         """End and release held sessions past their timeout; how many. The supervisor does it by itself a little later."""
-        return 0 if self._last is not None else int(await self.ask("cleanup_timed_out_sessions"))
+        return int(await self.ask_or(nothing, "cleanup_timed_out_sessions") or 0)
 
     # Working in a session.
 
@@ -315,13 +328,11 @@ class AsyncSessionManager:
 
     async def get_statistics(self) -> dict[str, Any]:
         """Counters and gauges, by the specification's names. After `shutdown` the last ones."""
-        last = self._last
-        return dict(last["statistics"]) if last is not None else await self.ask("get_statistics")
+        return dict(await self.ask_or(itemgetter("statistics"), "get_statistics"))
 
     async def get_metrics(self) -> dict[str, Any]:
         """The statistics, with rates, distributions (seconds), lock contention, loop delay and memory. After `shutdown` the last."""
-        last = self._last
-        return dict(last["metrics"]) if last is not None else await self.ask("get_metrics")
+        return dict(await self.ask_or(itemgetter("metrics"), "get_metrics"))
 
     async def reset_metrics(self) -> None:
         """Zero the lifetime counters and distributions; live sessions and their bytes stay as they are."""
@@ -336,9 +347,10 @@ class AsyncSessionManager:
         last = self._last
         if last is None:
             client = await self._connected()
-            last = await client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
+            with endings.expected(client.address, client.supervisor_pid):
+                last = await client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
+                endings.remember(client.address, client.supervisor_pid, last)
             warn_of_remaining(log, last, seconds)
-            endings.remember(client.address, client.supervisor_pid, last)
         await self._end_embedded()
         return {name: last["report"][name] for name in FIGURES}
 
@@ -413,12 +425,10 @@ class AsyncSessionManager:
             raise
 
     async def _list(self, *, timed_out: bool) -> list[AsyncSession]:
-        if self._last is not None:
-            return []
         found: list[AsyncSession] = []
         after: int | None = 0
         while after is not None:
-            page, after = await self.ask("list_sessions", timed_out=timed_out, after=after)
+            page, after = await self.ask_or(empty_page, "list_sessions", timed_out=timed_out, after=after)
             found += [AsyncSession(self, read_view(value)) for value in page]
         return found
 

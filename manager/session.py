@@ -10,7 +10,14 @@ import msgspec
 from callpool.manager.core.sanitize import sanitize
 from callpool.manager.core.states import ACTIVE, State
 from callpool.manager.errors import CallpoolError, UnknownRequest
-from callpool.manager.session_calls import SessionIds, complete_arguments, end_arguments, fail_arguments, read_view
+from callpool.manager.session_calls import (
+    SessionIds,
+    complete_arguments,
+    end_arguments,
+    fail_arguments,
+    nothing,
+    read_view,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -149,7 +156,7 @@ class Session(SessionFacts):
 
     def release(self) -> None:
         """Be done with it; if it is still active it ends as cancelled. The same as `release_session`."""
-        self._move(release=True)
+        self._see(self._manager.ask_or(nothing, "move_session", **self.ids._asdict(), release=True))
 
     def is_active(self) -> bool:
         """Whether it holds a slot: it is idle, allocated or processing."""
@@ -192,10 +199,10 @@ class Session(SessionFacts):
 
     def _look(self, *, whole: bool = False) -> SessionView:
         """The newest view. A final one never changes; `whole` also wants what moves leave out of their answers."""
-        if self._manager.is_shut_down:
-            return self._view  # there is nobody left to ask: what was seen last
         if not self._is_final or (whole and self._view.metadata is None):
-            value = self._manager.ask("get_session", request_id=self.request_id, session_id=self.session_id)
+            value = self._manager.ask_or(nothing, "get_session", **self.ids._asdict())
+            if value is None and self._manager.is_shut_down:
+                return self._view  # there is nobody left to ask: what was seen last
             if value is None and not self._is_final:
                 raise UnknownRequest(
                     f"the session of {self.request_id!r} has ended and is forgotten", param="request_id"
@@ -205,7 +212,9 @@ class Session(SessionFacts):
         return self._view
 
     def _move(self, **arguments: Any) -> None:
-        value = self._manager.ask("move_session", request_id=self.request_id, session_id=self.session_id, **arguments)
+        self._see(self._manager.ask("move_session", **self.ids._asdict(), **arguments))
+
+    def _see(self, value: Any) -> None:
         if value is not None:
             self._view = read_view(value)
 

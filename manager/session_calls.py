@@ -194,6 +194,15 @@ def shut_down(*, creating: bool = True) -> ShuttingDown:
     return ShuttingDown("the session manager has been shut down: there is nobody left to ask")
 
 
+def nothing(_last: Mapping[str, Any]) -> None:
+    """What is left of a session when its supervisor has been shut down."""
+
+
+def empty_page(_last: Mapping[str, Any]) -> tuple[list[Any], None]:
+    """The list of active sessions when the supervisor has been shut down."""
+    return [], None
+
+
 def warn_of_remaining(log: logging.Logger, last: Mapping[str, Any], seconds: float) -> None:
     """The warning of the contract, where sessions were still active at the deadline."""
     left = last["report"]["final_active_sessions"]

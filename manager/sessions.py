@@ -15,11 +15,21 @@ import functools
 import json
 import logging
 import threading
+from concurrent.futures import wait
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 
 from callpool.manager import endings
 from callpool.manager.core.messages import RunFunction
-from callpool.manager.errors import CallpoolError, ConnectionLost, NotRunning, SessionCreationFailed, UnknownRequest
+from callpool.manager.errors import (
+    CallpoolError,
+    ConnectionLost,
+    HandshakeFailed,
+    NotRunning,
+    SessionCreationFailed,
+    ShuttingDown,
+    UnknownRequest,
+)
 from callpool.manager.execution import ExecutionResult, Job, Overdue, run_in_caller
 from callpool.manager.lockstep import Lockstep
 from callpool.manager.request_ids import RequestIds
@@ -33,8 +43,10 @@ from callpool.manager.session_calls import (
     check_execution,
     check_shutdown_timeout,
     create_arguments,
+    empty_page,
     end_arguments,
     function_timeout,
+    nothing,
     outcome_of,
     read_view,
     shut_down,
@@ -134,10 +146,21 @@ class SessionManager:
                 self._doubtful.remove(ids)
         try:
             return self._lockstep.call(verb, **arguments)
-        except (ConnectionLost, NotRunning):
-            if self._last is not None:  # another manager of this process has shut it down meanwhile
+        except (ConnectionLost, NotRunning, HandshakeFailed):  # the last one if it ended in the middle of a handshake
+            wait(endings.under_way(self.address, self._supervisor_pid), endings.LAST_WORDS)
+            if self._last is not None:  # another thread of this process has shut it down meanwhile
                 raise shut_down(creating=verb == "create_session") from None
             raise
+
+    def ask_or(self, afterwards: Callable[[dict[str, Any]], Any], verb: str, **arguments: Any) -> Any:
+        """Call a verb; once this process has shut the supervisor down, what `afterwards` makes of its last words instead."""
+        if self._last is None:
+            try:
+                return self.ask(verb, **arguments)
+            except ShuttingDown:
+                if self._last is None:
+                    raise
+        return afterwards(self._last)
 
     @property
     def _last(self) -> dict[str, Any] | None:
@@ -177,9 +200,7 @@ class SessionManager:
 
     def get_session(self, request_id: str) -> Session | None:
         """The session of a request, until it is released; else None. Of a submitted request too, while it is active."""
-        if self._last is not None:
-            return None
-        value = self.ask("get_session", request_id=request_id)
+        value = self.ask_or(nothing, "get_session", request_id=request_id)
         view = None if value is None else read_view(value)
         return None if view is None or view.released else Session(self, view)
 
@@ -188,8 +209,7 @@ class SessionManager:
 
         One that is still active ends as cancelled: it has no other outcome.
         """
-        if self._last is None:
-            self.ask("move_session", request_id=request_id, release=True)
+        self.ask_or(nothing, "move_session", request_id=request_id, release=True)
 
     def get_active_sessions(self) -> list[Session]:
         """All active sessions of the supervisor, those of submitted requests included."""
@@ -201,7 +221,7 @@ class SessionManager:
 
     def cleanup_timed_out_sessions(self) -> int:
         """End and release held sessions past their timeout; how many. The supervisor does it by itself a little later."""
-        return 0 if self._last is not None else int(self.ask("cleanup_timed_out_sessions"))
+        return int(self.ask_or(nothing, "cleanup_timed_out_sessions") or 0)
 
     # Working in a session.
 
@@ -312,13 +332,11 @@ class SessionManager:
 
     def get_statistics(self) -> dict[str, Any]:
         """Counters and gauges, by the specification's names. After `shutdown` the last ones."""
-        last = self._last
-        return dict(last["statistics"]) if last is not None else self.ask("get_statistics")
+        return dict(self.ask_or(itemgetter("statistics"), "get_statistics"))
 
     def get_metrics(self) -> dict[str, Any]:
         """The statistics, with rates, distributions (seconds), lock contention, loop delay and memory. After `shutdown` the last."""
-        last = self._last
-        return dict(last["metrics"]) if last is not None else self.ask("get_metrics")
+        return dict(self.ask_or(itemgetter("metrics"), "get_metrics"))
 
     def reset_metrics(self) -> None:
         """Zero the lifetime counters and distributions; live sessions and their bytes stay as they are."""
@@ -334,9 +352,10 @@ class SessionManager:
             last = self._last
             if last is None:
                 client = self._channel_client()
-                last = client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
+                with endings.expected(self.address, self._supervisor_pid):
+                    last = client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
+                    endings.remember(self.address, self._supervisor_pid, last)
                 warn_of_remaining(log, last, seconds)
-                endings.remember(self.address, self._supervisor_pid, last)
             self._end_embedded()
         return {name: last["report"][name] for name in FIGURES}
 
@@ -395,11 +414,9 @@ class SessionManager:
             raise
 
     def _list(self, *, timed_out: bool) -> list[Session]:
-        if self._last is not None:
-            return []
         found: list[Session] = []
         after: int | None = 0
         while after is not None:
-            page, after = self.ask("list_sessions", timed_out=timed_out, after=after)
+            page, after = self.ask_or(empty_page, "list_sessions", timed_out=timed_out, after=after)
             found += [Session(self, read_view(value)) for value in page]
         return found
