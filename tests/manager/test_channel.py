@@ -159,7 +159,7 @@ def test_interrupts_at_any_line_neither_hang_nor_break_the_channel(pair: tuple[C
         timer = threading.Timer(chance.random() * 0.004, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         try:
-            for _ in range(200):
+            while True:  # the interrupt may come late; the bound is the test's own timeout
                 number += 1
                 assert caller.ask(number) == f"answer {number}"
         except KeyboardInterrupt:
