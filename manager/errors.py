@@ -20,6 +20,7 @@ __all__ = [
     "ConfigError",
     "ConfigMismatch",
     "ConnectionLost",
+    "ContentRefused",
     "CredentialMissing",
     "CredentialRefused",
     "DuplicateRequest",
@@ -37,9 +38,11 @@ __all__ = [
     "PlatformUnsupported",
     "ProtocolError",
     "ProviderError",
+    "ProviderOverloaded",
     "ProviderRejected",
     "ProviderUnreachable",
     "QueueFull",
+    "QuotaExhausted",
     "RateLimited",
     "RequestCancelled",
     "RequestInterrupted",
@@ -306,10 +309,22 @@ class ProviderRejected(ProviderError):
     code = "provider_rejected"
 
 
+class ContentRefused(ProviderRejected):
+    """The provider's filter refused the prompt or the answer: change the prompt; the text until then is in `partial`."""
+
+    code = "content_refused"
+
+
 class CredentialRefused(ProviderError):
     """The provider refused the key: check the key and the platform it belongs to."""
 
     code = "credential_refused"
+
+
+class QuotaExhausted(ProviderError):
+    """The account has no money left, or its plan has ended: top it up or check the plan; the provider refuses it until then."""
+
+    code = "quota_exhausted"
 
 
 class ModelGone(ProviderError):
@@ -319,9 +334,15 @@ class ModelGone(ProviderError):
 
 
 class RateLimited(ProviderError):
-    """The provider refused by a rate or concurrency limit: lower `concurrency`, or try again later."""
+    """The provider refused by a limit of the account, `limit` tells which: lower `concurrency`, or wait `retry_after` seconds."""
 
     code = "rate_limited"
+
+
+class ProviderOverloaded(ProviderError):
+    """The provider has no capacity at the moment, whoever asks: try again later, or another model."""
+
+    code = "provider_overloaded"
 
 
 class BrokenAnswer(ProviderError):

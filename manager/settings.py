@@ -18,8 +18,8 @@ MAX_LOCAL_SLOTS = 64
 """Answers at once of a local model: more would only divide the same cores further."""
 
 SCRIPT_FAULTS = frozenset({
-    "block", "broken_answer", "crash", "credential", "exit", "hang", "memory", "model_gone", "raise", "rate_limited",
-    "recursion", "rejected", "server_error", "system_exit", "unreachable",
+    "block", "broken_answer", "content", "crash", "credential", "exit", "hang", "memory", "model_gone", "overloaded", "quota", "raise",
+    "rate_limited", "recursion", "rejected", "server_error", "system_exit", "unreachable",
 })  # fmt: skip
 """What `error` of a scripted model may be; `callpool.workers.providers.script_faults` has what each does."""
 

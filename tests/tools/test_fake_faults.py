@@ -57,6 +57,7 @@ FINISHES = {
     "length": "length",
     "reasoning_only_length": "length",
     "finish_sensitive": "sensitive",
+    "finish_content_filter": "content_filter",
     "finish_network_error": "network_error",
     "finish_context_exceeded": "model_context_window_exceeded",
 }

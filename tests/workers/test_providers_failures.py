@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -12,21 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callpool.manager.errors import (
+    ContentRefused,
     CredentialRefused,
     ModelGone,
     ProviderError,
+    ProviderOverloaded,
     ProviderRejected,
+    QuotaExhausted,
     RateLimited,
 )
 from callpool.workers.providers.base import Call
 from callpool.workers.providers.failures import (
     MAX_PARTIAL,
-    MAX_RETRY_AFTER,
     Refusal,
     broken,
     find_refusal,
     read_refusal,
-    read_retry_after,
     refused,
     unreachable,
 )
@@ -37,73 +37,197 @@ CALL = Call(request_id="req_1", attempt=1, provider="fake", model="m", stream=Fa
 NOW = 1_800_000_000.0
 
 
-def refusal_of(preset: Preset, status: int, body: object) -> ProviderError:
+def refusal_of(preset: Preset, status: int, body: object, **headers: str) -> ProviderError:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return refused(preset, CALL, read_refusal(data, status, None))
+    return refused(preset, CALL, read_refusal(data, status, headers, NOW), now=NOW)
 
 
 def error(**fields: Any) -> dict[str, Any]:
     return {"error": {"message": "words", **fields}}
 
 
+# (status, code or type, class, scope, retryable, limit): the provider's tables, row by row.
+
+REQUEST, MODEL, ACCOUNT, PROVIDER = "request", "model", "account", "provider"
+Row = tuple[int, str, type[ProviderError], str, bool]
+
+KIMI_TABLE: list[Row] = [
+    (400, "invalid_request_error", ProviderRejected, REQUEST, False),
+    (400, "content_filter", ContentRefused, REQUEST, False),
+    (401, "invalid_authentication_error", CredentialRefused, ACCOUNT, False),
+    (401, "incorrect_api_key_error", CredentialRefused, ACCOUNT, False),
+    (403, "permission_denied_error", CredentialRefused, ACCOUNT, False),
+    (404, "resource_not_found_error", ModelGone, MODEL, False),
+    (429, "rate_limit_reached_error", RateLimited, ACCOUNT, True),
+    (429, "engine_overloaded_error", ProviderOverloaded, PROVIDER, True),
+    (429, "exceeded_current_quota_error", QuotaExhausted, ACCOUNT, False),
+    (403, "exceeded_current_quota_error", QuotaExhausted, ACCOUNT, False),
+    (499, "client_closed_request", ProviderError, PROVIDER, True),
+    (500, "server_error", ProviderError, PROVIDER, True),
+    (500, "unexpected_output", ProviderError, PROVIDER, True),
+    (503, "server_unavailable", ProviderError, PROVIDER, True),
+]
+GLM_TABLE: list[Row] = [
+    *[(401, str(code), CredentialRefused, ACCOUNT, False) for code in (1000, 1001, 1002, 1003, 1004)],
+    *[(401, str(code), CredentialRefused, ACCOUNT, False) for code in (1110, 1111, 1112, 1121)],
+    (429, "1113", QuotaExhausted, ACCOUNT, False),
+    (429, "1120", ProviderError, PROVIDER, True),
+    *[(400, str(code), ProviderRejected, REQUEST, False) for code in (1210, 1213, 1214, 1215, 1261, 1300)],
+    *[(400, str(code), ModelGone, MODEL, False) for code in (1211, 1212, 1220, 1221, 1222, 1311)],
+    (500, "1230", ProviderError, PROVIDER, True),
+    (500, "1234", ProviderError, PROVIDER, True),
+    (400, "1231", ProviderError, PROVIDER, True),
+    (400, "1301", ContentRefused, REQUEST, False),
+    (429, "1302", RateLimited, ACCOUNT, True),
+    (429, "1303", RateLimited, ACCOUNT, True),
+    (429, "1304", RateLimited, ACCOUNT, False),
+    (429, "1305", ProviderOverloaded, PROVIDER, True),
+    (429, "1312", ProviderOverloaded, PROVIDER, True),
+    (429, "1308", RateLimited, ACCOUNT, False),
+    (429, "1310", RateLimited, ACCOUNT, False),
+    (429, "1316", RateLimited, ACCOUNT, False),
+    (429, "1309", QuotaExhausted, ACCOUNT, False),
+    (429, "1313", CredentialRefused, ACCOUNT, False),
+    (200, "1234", ProviderError, PROVIDER, True),
+]
+OPENAI_TABLE: list[Row] = [
+    (400, "invalid_request_error", ProviderRejected, REQUEST, False),
+    (400, "content_filter", ContentRefused, REQUEST, False),
+    (401, "invalid_api_key", CredentialRefused, ACCOUNT, False),
+    (404, "model_not_found", ModelGone, MODEL, False),
+    (404, "of a kind we never saw", ModelGone, MODEL, False),
+    (422, "of a kind we never saw", ProviderRejected, REQUEST, False),
+    (429, "insufficient_quota", QuotaExhausted, ACCOUNT, False),
+    (429, "billing_hard_limit_reached", QuotaExhausted, ACCOUNT, False),
+    (429, "rate_limit_exceeded", RateLimited, ACCOUNT, True),
+    (429, "of a kind we never saw", RateLimited, ACCOUNT, True),
+    (500, "server_error", ProviderError, PROVIDER, True),
+    (529, "overloaded_error", ProviderOverloaded, PROVIDER, True),
+]
+
+
+@pytest.mark.parametrize("field", ["code", "type"])
 @pytest.mark.parametrize(
-    ("preset", "status", "body", "kind", "retryable", "code"),
+    ("preset", "row"),
     [
-        (OPENAI, 400, error(type="invalid_request_error", code=None), ProviderRejected, False, "invalid_request_error"),
-        (OPENAI, 401, error(code="invalid_api_key"), CredentialRefused, False, "invalid_api_key"),
-        (OPENAI, 403, error(), CredentialRefused, False, None),
-        (OPENAI, 404, error(code="model_not_found"), ModelGone, False, "model_not_found"),
-        (OPENAI, 404, error(), ModelGone, False, None),
-        (OPENAI, 404, b"<html>nothing here</html>", ProviderError, False, None),
-        (OPENAI, 404, {"detail": "Not Found"}, ProviderError, False, None),
-        (OPENAI, 405, b"", ProviderError, False, None),
-        (OPENAI, 408, b"", ProviderError, True, None),
-        (OPENAI, 413, b"", ProviderRejected, False, None),
-        (OPENAI, 429, error(type="tokens", code="rate_limit_exceeded"), RateLimited, True, "rate_limit_exceeded"),
-        (OPENAI, 429, error(type="insufficient_quota"), CredentialRefused, False, "insufficient_quota"),
-        (OPENAI, 302, b"", ProviderError, False, None),
-        (OPENAI, 500, b"", ProviderError, True, None),
-        (OPENAI, 529, b"", ProviderError, True, None),
-        (LOCAL, 503, {"object": "error", "message": "loading", "code": 503}, ProviderError, True, "503"),
-        (KIMI, 401, error(type="incorrect_api_key_error"), CredentialRefused, False, "incorrect_api_key_error"),
-        (KIMI, 404, error(type="resource_not_found_error"), ModelGone, False, "resource_not_found_error"),
-        (KIMI, 429, error(type="rate_limit_reached_error"), RateLimited, True, "rate_limit_reached_error"),
-        (KIMI, 429, error(type="engine_overloaded_error"), ProviderError, True, "engine_overloaded_error"),
-        (
-            KIMI,
-            429,
-            error(type="exceeded_current_quota_error"),
-            CredentialRefused,
-            False,
-            "exceeded_current_quota_error",
-        ),
-        (KIMI, 400, error(type="content_filter"), ProviderRejected, False, "content_filter"),
-        (GLM, 429, error(code="1302"), RateLimited, True, "1302"),
-        (GLM, 429, error(code=1302), RateLimited, True, "1302"),
-        (GLM, 429, error(code="1113"), CredentialRefused, False, "1113"),
-        (GLM, 429, error(code="1304"), RateLimited, False, "1304"),
-        (GLM, 429, error(code="1305"), ProviderError, True, "1305"),
-        (GLM, 400, error(code="1211"), ModelGone, False, "1211"),
-        (GLM, 400, error(code="1301"), ProviderRejected, False, "1301"),
-        (GLM, 401, error(code="1002"), CredentialRefused, False, "1002"),
-        (GLM, 200, error(code="1234"), ProviderError, True, "1234"),
+        (preset, row)
+        for preset, table in ((KIMI, KIMI_TABLE), (GLM, GLM_TABLE), (OPENAI, OPENAI_TABLE))
+        for row in table
     ],
+    ids=lambda each: f"{each[1]}-{each[0]}" if isinstance(each, tuple) else "",
 )
-def test_classes(  # one row, one refusal
-    preset: Preset, status: int, body: object, kind: type[ProviderError], *, retryable: bool, code: str | None
-) -> None:
-    found = refusal_of(preset, status, body)
+def test_the_providers_tables(preset: Preset, row: Row, field: str) -> None:
+    status, code, kind, scope, retryable = row
+    found = refusal_of(preset, status, error(**{field: code}))
     assert type(found) is kind
-    assert found.details == {
+    told = found.details
+    wait, limit = told.pop("retry_after"), told.pop("limit", "none")
+    assert told == {
         "provider": "fake",
         "model": "m",
         "status": status,
         "provider_code": code,
         "retryable": retryable,
-        "retry_after": None,
+        "scope": scope,
     }
+    assert (limit == "none") == (kind is not RateLimited)
+    assert wait == (1.0 if limit == "concurrency" else None)
     assert f"HTTP {status}" in str(found)
     assert pickle.loads(pickle.dumps(found)).details == found.details  # noqa: S301  our own bytes
+
+
+def test_the_tables_name_every_code_that_a_preset_knows() -> None:
+    for preset, table in ((KIMI, KIMI_TABLE), (GLM, GLM_TABLE)):
+        assert set(preset.verdicts) == {code for _, code, *_ in table}
+
+
+@pytest.mark.parametrize(
+    ("preset", "status", "body", "kind", "retryable", "code"),
+    [
+        (OPENAI, 400, error(type="invalid_request_error", code=None), ProviderRejected, False, "invalid_request_error"),
+        (OPENAI, 403, error(), CredentialRefused, False, None),
+        (OPENAI, 404, error(), ModelGone, False, None),
+        (OPENAI, 404, b"<html>nothing here</html>", ProviderError, False, None),
+        (OPENAI, 404, {"detail": "Not Found"}, ProviderError, False, None),
+        (OPENAI, 405, b"", ProviderError, False, None),
+        (OPENAI, 408, b"", ProviderError, True, None),
+        (OPENAI, 402, b"", QuotaExhausted, False, None),
+        (OPENAI, 413, b"", ProviderRejected, False, None),
+        (OPENAI, 429, error(type="tokens", code="rate_limit_exceeded"), RateLimited, True, "rate_limit_exceeded"),
+        (OPENAI, 302, b"", ProviderError, False, None),
+        (OPENAI, 500, b"", ProviderError, True, None),
+        (KIMI, 504, b"<html>504</html>", ProviderError, True, None),
+        (LOCAL, 503, {"object": "error", "message": "loading", "code": 503}, ProviderError, True, "503"),
+        (GLM, 429, error(code=1302), RateLimited, True, "1302"),
+        (GLM, 434, b"", ModelGone, False, None),
+        (GLM, 435, b"", ProviderRejected, False, None),
+    ],
+)
+def test_other_shapes_and_bare_statuses(
+    preset: Preset, status: int, body: object, kind: type[ProviderError], *, retryable: bool, code: str | None
+) -> None:
+    found = refusal_of(preset, status, body)
+    assert type(found) is kind
+    assert (found.status, found.provider_code, found.retryable) == (status, code, retryable)
+
+
+LIMITS = [
+    # Messages as users have reported them.
+    (
+        KIMI,
+        "Your account org-1 / proj-2 <ak-3> request reached organization TPD rate limit, current: 9, limit: 8",
+        "tpd",
+        None,
+    ),
+    (
+        KIMI,
+        "Your account org-1<ak-3> request reached organization max RPM: 20, please try again after 1 seconds",
+        "rpm",
+        1.0,
+    ),
+    (KIMI, "request reached project TPM rate limit, current: 1410, limit: 100, see https://example.com", "tpm", None),
+    (KIMI, "request reached max organization concurrency: 1, please try again after 2 seconds", "concurrency", 2.0),
+    (KIMI, "request reached max organization Concurrency: 1", "concurrency", 1.0),
+    (KIMI, "request reached max request: 3, please try again after 1 seconds", None, 1.0),
+    (OPENAI, "Rate limit reached for m on requests per min (RPM): Limit 3. Please try again in 20s.", "rpm", 20.0),
+    (OPENAI, "Rate limit reached for m on tokens per min (TPM): Please try again in 6m0.5s.", "tpm", 360.5),
+    (OPENAI, "Rate limit reached for m on requests per day (RPD): Limit 200", "rpd", None),
+    (OPENAI, "slow down", None, None),
+    (OPENAI, "the rpmless trpd words are no limit", None, None),
+    (GLM, "已达到 5 小时的使用上限。您的限额将在 2027-01-15 17:00:00 重置。", "window", 3600.0),
+    (GLM, "Weekly/Monthly Limit Exhausted. Your limit will reset at 2027-01-15T09:00:00Z", "window", 3600.0),
+    (GLM, "the limit resets, some time", "window", None),
+]
+CODES = [(KIMI, "rate_limit_reached_error"), (OPENAI, "rate_limit_exceeded"), (GLM, "1308")]
+
+
+@pytest.mark.parametrize(("preset", "message", "limit", "wait"), LIMITS)
+def test_limits_are_told_apart(preset: Preset, message: str, limit: str | None, wait: float | None) -> None:
+    [code] = [code for each, code in CODES if each is preset]
+    found = refusal_of(preset, 429, {"error": {"type": code, "message": message}})
+    assert type(found) is RateLimited
+    assert (found.limit, found.retry_after) == (limit, wait)
+    assert found.retryable is (limit not in {"tpd", "rpd", "window"})
+
+
+@pytest.mark.parametrize(
+    ("code", "limit"), [("1302", "concurrency"), ("1303", "rpm"), ("1304", "rpd"), ("1310", "window")]
+)
+def test_glm_tells_limits_apart_by_code(code: str, limit: str) -> None:
+    assert refusal_of(GLM, 429, error(code=code)).limit == limit
+
+
+def test_a_header_wins_over_the_words_and_the_words_over_the_usual_wait() -> None:
+    body = {"error": {"type": "rate_limit_reached_error", "message": "concurrency: try again after 7 seconds"}}
+    assert refusal_of(KIMI, 429, body, **{"Retry-After": "3"}).retry_after == 3.0
+    assert refusal_of(KIMI, 429, body, **{"Retry-After": "soon"}).retry_after == 7.0
+    assert refusal_of(KIMI, 401, error(type="invalid_authentication_error"), **{"Retry-After": "3"}).retry_after is None
+
+
+def test_a_service_may_lower_our_hopes_and_not_raise_them() -> None:
+    for value, hope in (("false", False), (" FALSE", False), ("true", True), ("", True), ("no", True)):
+        assert refusal_of(OPENAI, 500, error(), **{"x-should-retry": value}).retryable is hope
+    assert not refusal_of(OPENAI, 401, error(), **{"x-should-retry": "true"}).retryable
 
 
 @pytest.mark.parametrize(
@@ -125,14 +249,14 @@ def test_classes(  # one row, one refusal
     ],
 )
 def test_the_words_of_every_kind_of_body(body: bytes, words: str) -> None:
-    found = read_refusal(body, 500, None)
+    found = read_refusal(body, 500, {}, NOW)
     assert words in found.message if words else not found.message
-    assert str(refused(OPENAI, CALL, found)).isprintable()
+    assert str(refused(OPENAI, CALL, found, now=NOW)).isprintable()
 
 
 @given(st.binary(max_size=200))
 def test_no_body_breaks_the_reading(body: bytes) -> None:
-    assert isinstance(read_refusal(body, 500, None), Refusal)
+    assert isinstance(read_refusal(body, 500, {}, NOW), Refusal)
 
 
 @pytest.mark.parametrize("body", [{}, {"error": None}, {"error": {}}, {"choices": []}, {"object": "chat.completion"}])
@@ -145,7 +269,7 @@ def test_the_key_never_shows_in_a_failure() -> None:
     key = secret.reveal()
     refusal = Refusal(f"{'x' * 290}{key}", 401, (f"bad-{key}",))
     for failure in (
-        refused(OPENAI, CALL, refusal, partial=f"the key is {key}"),
+        refused(OPENAI, CALL, refusal, now=NOW, partial=f"the key is {key}"),
         unreachable(CALL, "connect", f"cannot send {key}", retryable=True, partial=key),
         broken(CALL, f"starts with {key}", partial=key),
     ):
@@ -154,54 +278,5 @@ def test_the_key_never_shows_in_a_failure() -> None:
 
 
 def test_long_foreign_words_are_cut() -> None:
-    assert len(str(refused(OPENAI, CALL, Refusal("x" * 100_000, 400)))) < 400
+    assert len(str(refused(OPENAI, CALL, Refusal("x" * 100_000, 400), now=NOW))) < 400
     assert len(broken(CALL, "cut", partial="x" * (MAX_PARTIAL + 1)).partial) == MAX_PARTIAL
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        ("1", 1.0),
-        ("0", 0.0),
-        (" 2.5 ", 2.5),
-        ("3600", 3600.0),
-        ("1000000000", MAX_RETRY_AFTER),
-        ("1e9", MAX_RETRY_AFTER),
-        ("-1", None),
-        ("-0.5", None),
-        ("inf", None),
-        ("1e999", None),
-        ("nan", None),
-        ("NaN", None),
-        ("soon", None),
-        ("", None),
-        ("1_000", None),
-        ("٣", None),
-        ("0x10", None),
-        ("9" * 5000, None),
-        (formatdate(NOW + 90, usegmt=True), 90.0),
-        (formatdate(NOW - 86_400, usegmt=True), 0.0),
-        (formatdate(NOW + 1e6, usegmt=True), MAX_RETRY_AFTER),
-        ("Mon, 99 Foo 2026 00:00:00 GMT", None),
-        ("Fri, 31 Dec 99999 23:59:59 GMT", None),
-    ],
-)
-def test_retry_after(value: str, seconds: float | None) -> None:
-    assert read_retry_after({"Retry-After": value}, NOW) == seconds
-
-
-@given(st.text(max_size=40) | st.floats().map(str) | st.integers().map(str))
-def test_retry_after_is_none_or_within_bounds(value: str) -> None:
-    seconds = read_retry_after({"Retry-After": value}, NOW)
-    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
-
-
-def test_a_date_is_measured_by_the_providers_own_clock() -> None:
-    headers = {"Retry-After": formatdate(NOW + 500, usegmt=True), "Date": formatdate(NOW + 490, usegmt=True)}
-    assert read_retry_after(headers, NOW) == 10.0
-
-
-def test_milliseconds_win() -> None:
-    assert read_retry_after({"Retry-After-Ms": "250", "Retry-After": "1"}, NOW) == 0.25
-    assert read_retry_after({"Retry-After-Ms": "soon", "Retry-After": "1"}, NOW) == 1.0
-    assert read_retry_after({}, NOW) is None

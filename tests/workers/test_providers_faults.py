@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import uvloop
@@ -17,11 +17,14 @@ import uvloop
 from callpool.manager.errors import (
     BrokenAnswer,
     CallpoolError,
+    ContentRefused,
     CredentialRefused,
     ModelGone,
     ProviderError,
+    ProviderOverloaded,
     ProviderRejected,
     ProviderUnreachable,
+    QuotaExhausted,
     RateLimited,
     RequestTimeout,
 )
@@ -31,6 +34,7 @@ from callpool.workers.providers.base import Answer, Call
 from callpool.workers.providers.openai_compatible import Bounds, OpenAICompatible
 from callpool.workers.providers.presets import PRESETS
 from callpool.workers.providers.secret import Secret
+from callpool.workers.providers.verdicts import Scope
 
 KEY = "sk-0123456789abcdef"
 HANG = 10.0
@@ -69,8 +73,10 @@ OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
     "no_finish": ("", BrokenAnswer),
     **dict.fromkeys(("error_object_200", "error_event", "http_500", "http_503"), (ProviderError, ProviderError)),
     **dict.fromkeys(("x_should_retry_false", "html_504", "overload", "redirect_loop"), (ProviderError, ProviderError)),
-    **dict.fromkeys(("bad_request", "content_filter"), (ProviderRejected, ProviderRejected)),
-    **dict.fromkeys(("unauthorized", "quota"), (CredentialRefused, CredentialRefused)),
+    "bad_request": (ProviderRejected, ProviderRejected),
+    **dict.fromkeys(("content_filter", "finish_content_filter"), (ContentRefused, ContentRefused)),
+    "unauthorized": (CredentialRefused, CredentialRefused),
+    "quota": (QuotaExhausted, QuotaExhausted),
     "model_gone": (ModelGone, ModelGone),
     **dict.fromkeys(("limit_concurrency", "limit_rpm", "limit_tpm", "limit_tpd"), (RateLimited, RateLimited)),
     **dict.fromkeys([name for name in FAULTS if name.startswith("retry_after_")], (RateLimited, RateLimited)),
@@ -183,6 +189,8 @@ def check(found: Answer | CallpoolError, expected: Outcome, progress: Recorder) 
     assert "the quick" not in found.message, "an answer's text has no place in a message"
     if expected is not RequestTimeout:
         assert isinstance(found.retryable, bool)
+        assert found.scope in get_args(Scope)
+        assert found.retry_after is None or found.retry_after >= 0
     if progress.texts and expected is not RequestTimeout:
         assert found.partial == "".join(progress.texts)
 
@@ -191,22 +199,23 @@ def check(found: Answer | CallpoolError, expected: Outcome, progress: Recorder) 
     ("fault", "kimi", "glm"),
     [
         ("bad_request", ProviderRejected, ProviderRejected),
-        ("content_filter", ProviderRejected, ProviderRejected),
+        ("content_filter", ContentRefused, ContentRefused),
+        ("finish_content_filter", ContentRefused, ContentRefused),
         ("unauthorized", CredentialRefused, CredentialRefused),
         ("model_gone", ModelGone, ModelGone),
-        ("overload", ProviderError, ProviderError),
-        ("quota", CredentialRefused, CredentialRefused),
-        ("arrears", RateLimited, CredentialRefused),
+        ("overload", ProviderOverloaded, ProviderOverloaded),
+        ("quota", QuotaExhausted, QuotaExhausted),
+        ("arrears", RateLimited, QuotaExhausted),
         ("limit_concurrency", RateLimited, RateLimited),
         ("limit_rpm", RateLimited, RateLimited),
         ("limit_tpm", RateLimited, RateLimited),
         ("limit_tpd", RateLimited, RateLimited),
         ("http_500", ProviderError, ProviderError),
         ("http_503", ProviderError, ProviderError),
-        ("error_event", ProviderError, ProviderError),
+        ("error_event", ProviderOverloaded, ProviderOverloaded),
         ("error_object_200", ProviderError, ProviderError),
         ("finish_network_error", "network_error", ProviderError),
-        ("finish_sensitive", "sensitive", "sensitive"),
+        ("finish_sensitive", "sensitive", ContentRefused),
         ("usage_choice", "stop", "stop"),
     ],
 )
@@ -218,6 +227,38 @@ def test_fault_in_other_dialects(fault: str, kimi: Outcome, glm: Outcome) -> Non
                     progress = Recorder()
                     found = await outcome_of(provider, make_call(stream=stream, fault=fault), progress)
                     check(found, expected, progress)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("fault", "openai", "kimi", "glm"),
+    [
+        ("limit_concurrency", "concurrency", "concurrency", "concurrency"),
+        ("limit_rpm", "rpm", "rpm", "rpm"),
+        ("limit_tpm", "tpm", "tpm", "concurrency"),  # GLM has one code for both, and says no more
+        ("limit_tpd", "tpd", "tpd", "rpd"),
+    ],
+)
+def test_limits_are_told_apart(fault: str, openai: str, kimi: str, glm: str) -> None:
+    async def main() -> None:
+        for dialect, limit in (("openai", openai), ("kimi", kimi), ("glm", glm)):
+            async with fake_and_provider(dialect) as (_, provider):
+                for stream in (False, True):
+                    found = await outcome_of(provider, make_call(stream=stream, fault=fault), Recorder())
+                    assert isinstance(found, RateLimited)
+                    assert (found.limit, found.retryable) == (limit, fault != "limit_tpd")
+
+    asyncio.run(main())
+
+
+def test_a_service_that_forbids_another_try_is_believed() -> None:
+    async def main() -> None:
+        async with fake_and_provider() as (_, provider):
+            for fault, retryable in (("http_500", True), ("x_should_retry_false", False)):
+                found = await outcome_of(provider, make_call(fault=fault), Recorder())
+                assert isinstance(found, ProviderError)
+                assert found.retryable is retryable
 
     asyncio.run(main())
 
@@ -253,13 +294,14 @@ def test_reasoning_that_reached_the_limit_is_an_answer() -> None:
         ("retry_after_huge", 3600.0),
         ("retry_after_exponent", 3600.0),
         ("retry_after_past_date", 0.0),
-        ("retry_after_nonsense", None),
-        ("retry_after_negative", None),
-        ("retry_after_inf", None),
-        ("retry_after_nan", None),
+        # A header that says nothing leaves the word to the message: "please try again in 1s".
+        ("retry_after_nonsense", 1.0),
+        ("retry_after_negative", 1.0),
+        ("retry_after_inf", 1.0),
+        ("retry_after_nan", 1.0),
     ],
 )
-def test_retry_after_reaches_the_error(fault: str, seconds: float | None) -> None:
+def test_retry_after_reaches_the_error(fault: str, seconds: float) -> None:
     async def main() -> None:
         async with fake_and_provider() as (_, provider):
             with pytest.raises(RateLimited) as caught:

@@ -190,6 +190,7 @@ ANSWER_FAULTS: dict[str, tuple[str, Produce]] = {
     "length": ("half of the text, finish_reason length", length),
     "reasoning_only_length": ("reasoning and no text, finish_reason length", reasoning_only_length),
     "finish_sensitive": ("finish_reason sensitive", other(finish_reason="sensitive")),
+    "finish_content_filter": ("finish_reason content_filter", other(finish_reason="content_filter")),
     "finish_network_error": ("finish_reason network_error", other(finish_reason="network_error")),
     "finish_context_exceeded": (
         "finish_reason model_context_window_exceeded",

@@ -1,43 +1,44 @@
 """From what a provider did to the error that says so: the one place where provider failures are worded.
 
-Every error of this module carries `provider`, `model` and `retryable` (may the same request succeed later?); a refusal
-also `status`, `provider_code` and `retry_after`; one that cut an answer short also `partial`, the text until then.
+Every error of this module carries `provider`, `model`, `retryable` (may the same request succeed later?) and `retry_after` (in how
+many seconds, if that is known); a refusal also `status`, `provider_code`, `scope` and, where one was reached, `limit`; one that cut
+an answer short also `partial`, the text until then.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import msgspec
 
 from callpool.manager.errors import (
     BrokenAnswer,
+    ContentRefused,
     CredentialRefused,
     ModelGone,
     ProviderError,
+    ProviderOverloaded,
     ProviderRejected,
     ProviderUnreachable,
+    QuotaExhausted,
     RateLimited,
 )
 from callpool.workers.providers.base import Call
-from callpool.workers.providers.presets import WRONG_ADDRESS, Preset, Verdict, by_status
+from callpool.workers.providers.presets import Preset
 from callpool.workers.providers.secret import redact
+from callpool.workers.providers.verdicts import LONG_LIMITS, SLOW_DOWN, WRONG_ADDRESS, Verdict, by_status, by_words
+from callpool.workers.providers.waits import read_retry_after, seconds_in, seconds_until_moment
 from callpool.workers.providers.wording import clean
-
-MAX_RETRY_AFTER = 3600.0
-"""Seconds: a longer wait is not a wait but an outage, and is looked at again after this."""
 
 MAX_PARTIAL = 1 << 20
 """Characters of `partial`: the longest answer of today's models fits (131,072 tokens of about four letters)."""
 
-_NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?([eE]\+?[0-9]{1,3})?")
-
 _DID = {
     ProviderRejected: "refused the request",
+    ContentRefused: "refused the content",
+    QuotaExhausted: "refuses the account until it is paid for",
+    ProviderOverloaded: "is overloaded",
     CredentialRefused: "refused the key",
     ModelGone: "does not serve the model",
     RateLimited: "refused by a rate limit",
@@ -56,11 +57,16 @@ class Refusal(msgspec.Struct, frozen=True):
     structured: bool = False
     """Whether there was an error object: a bare 404 is a wrong address, one with an error object a missing model."""
     retry_after: float | None = None
-    """Seconds."""
+    """Seconds, by its headers."""
+    hopeless: bool = False
+    """Whether a header says that the same request will not succeed later either."""
 
 
-def refused(preset: Preset, call: Call, refusal: Refusal, partial: str | None = None) -> ProviderError:
-    """The error of a refusal: by the provider's own code where the preset knows it, else by the HTTP status."""
+def refused(preset: Preset, call: Call, refusal: Refusal, *, now: float, partial: str | None = None) -> ProviderError:
+    """The error of a refusal: by the provider's own code where the preset knows it, else by the HTTP status.
+
+    `now` is the wall clock: a refusal may name the moment until which it stands.
+    """
     verdict, code = _judge(preset, refusal)
     code = clean(code, 80) if code else None
     note = f"HTTP {refusal.status}, {code}" if code else f"HTTP {refusal.status}"
@@ -72,16 +78,19 @@ def refused(preset: Preset, call: Call, refusal: Refusal, partial: str | None = 
         model=call.model,
         status=refusal.status,
         provider_code=code,
-        retryable=verdict.retryable,
-        retry_after=refusal.retry_after,
+        retryable=verdict.retryable and not refusal.hopeless,
+        retry_after=_wait(preset, verdict, refusal, now),
+        scope=verdict.scope,
+        **({} if verdict.error is not RateLimited else {"limit": verdict.limit}),
         **_partial(partial),
     )
 
 
 def failed_finish(call: Call, reason: str, verdict: Verdict, text: str) -> ProviderError:
-    """The error of an answer whose finish reason says that the service broke off by its own fault."""
+    """The error of an answer whose finish reason says that it is none: it was refused, or the service broke off."""
+    did = "refused to go on with" if verdict.error is ContentRefused else "broke off"
     return verdict.error(
-        f"provider {call.provider!r} broke off the answer (finish_reason {clean(reason, 80)!r})",
+        f"provider {call.provider!r} {did} the answer (finish_reason {clean(reason, 80)!r})",
         hint=verdict.hint,
         provider=call.provider,
         model=call.model,
@@ -89,6 +98,7 @@ def failed_finish(call: Call, reason: str, verdict: Verdict, text: str) -> Provi
         provider_code=clean(reason, 80),
         retryable=verdict.retryable,
         retry_after=None,
+        scope=verdict.scope,
         **_partial(text),
     )
 
@@ -104,6 +114,8 @@ def unreachable(
         model=call.model,
         phase=phase,
         retryable=retryable,
+        retry_after=None,
+        scope="provider",
         **_partial(partial),
     )
 
@@ -115,28 +127,41 @@ def broken(call: Call, reason: str, partial: str | None = None) -> BrokenAnswer:
         provider=call.provider,
         model=call.model,
         retryable=True,
+        retry_after=None,
+        scope="provider",
         **_partial(partial),
     )
 
 
-def read_refusal(body: bytes, status: int, retry_after: float | None) -> Refusal:
-    """What a body of an error status says; a body that is no JSON object (a gateway's HTML page) says little."""
+def read_refusal(body: bytes, status: int, headers: Mapping[str, str], now: float) -> Refusal:
+    """What an answer with an error status says; a body that is no JSON object (a gateway's HTML page) says little.
+
+    `now` is the wall clock, for a `Retry-After` that is a date.
+    """
+    refusal = _read_words(body, status)
+    # The official SDKs let this header overrule the status both ways. A service may only lower our hopes: on its word alone
+    # nobody calls again on an account without money.
+    hopeless = headers.get("x-should-retry", "").strip().lower() == "false"
+    return msgspec.structs.replace(refusal, retry_after=read_retry_after(headers, now), hopeless=hopeless)
+
+
+def _read_words(body: bytes, status: int) -> Refusal:
     try:
         decoded = msgspec.json.decode(body)
     except (ValueError, RecursionError):
         text = body.decode("utf-8", "replace").strip()
-        return Refusal("" if text.startswith("<") else text, status, retry_after=retry_after)
+        return Refusal("" if text.startswith("<") else text, status)
     if isinstance(decoded, dict):
-        found = find_refusal(decoded, status, retry_after)
+        found = find_refusal(decoded, status)
         if found is not None:
             return found
         # FastAPI says `detail`; other gateways put the sentence at the top.
         words = decoded.get("message") or decoded.get("msg") or decoded.get("detail")
-        return Refusal(words if isinstance(words, str) else "", status, _codes(decoded), retry_after=retry_after)
-    return Refusal(decoded if isinstance(decoded, str) else "", status, retry_after=retry_after)
+        return Refusal(words if isinstance(words, str) else "", status, _codes(decoded))
+    return Refusal(decoded if isinstance(decoded, str) else "", status)
 
 
-def find_refusal(body: dict[str, Any], status: int, retry_after: float | None = None) -> Refusal | None:
+def find_refusal(body: dict[str, Any], status: int) -> Refusal | None:
     """The error inside an object that should have been an answer or a chunk, or None where there is none."""
     error = body.get("error")
     if isinstance(error, dict) and error:
@@ -148,36 +173,31 @@ def find_refusal(body: dict[str, Any], status: int, retry_after: float | None = 
     else:
         return None
     text = words if isinstance(words, str) else ""
-    return Refusal(text, status, _codes(source), structured=True, retry_after=retry_after)
-
-
-def read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait, 0 to 3600, from `Retry-After` (seconds or a date) or `Retry-After-Ms`; None if they say nothing.
-
-    What is no time at all (negative, `inf`, `NaN`, words) says nothing: as 0 it would make us call again at once.
-    `now` is the wall clock, for a date without a `Date` header to compare it with.
-    """
-    milliseconds = _number(headers.get("Retry-After-Ms"))
-    if milliseconds is not None:
-        return min(milliseconds / 1000, MAX_RETRY_AFTER)
-    value = headers.get("Retry-After")
-    seconds = _number(value)
-    if seconds is None:
-        then, since = _timestamp(value), _timestamp(headers.get("Date"))
-        if then is None:
-            return None
-        seconds = max(0.0, then - (now if since is None else since))
-    return min(seconds, MAX_RETRY_AFTER)
+    return Refusal(text, status, _codes(source), structured=True)
 
 
 def _judge(preset: Preset, refusal: Refusal) -> tuple[Verdict, str | None]:
     for code in refusal.codes:
         if code in preset.verdicts:
-            return preset.verdicts[code], code
+            return _told_apart(preset.verdicts[code], refusal), code
     first = refusal.codes[0] if refusal.codes else None
     if refusal.status == 404 and not refusal.structured:
         return WRONG_ADDRESS, first
-    return by_status(refusal.status), first
+    return _told_apart(preset.statuses.get(refusal.status) or by_status(refusal.status), refusal), first
+
+
+def _told_apart(verdict: Verdict, refusal: Refusal) -> Verdict:
+    return by_words(refusal.message) if verdict is SLOW_DOWN else verdict
+
+
+def _wait(preset: Preset, verdict: Verdict, refusal: Refusal, now: float) -> float | None:
+    """Seconds until the same request may succeed: by header, by the message's words, by what such a refusal usually needs."""
+    said = refusal.retry_after if verdict.retryable or verdict.limit else None
+    if said is None and verdict.limit in LONG_LIMITS:
+        said = seconds_until_moment(refusal.message, now, preset.utc_offset)
+    if said is None and verdict.error in (RateLimited, ProviderOverloaded):
+        said = seconds_in(refusal.message)
+    return verdict.wait if said is None else said
 
 
 def _codes(error: dict[str, Any]) -> tuple[str, ...]:
@@ -188,19 +208,3 @@ def _codes(error: dict[str, Any]) -> tuple[str, ...]:
 
 def _partial(text: str | None) -> dict[str, str]:
     return {} if text is None else {"partial": redact(text)[:MAX_PARTIAL]}
-
-
-def _number(value: str | None) -> float | None:
-    if value is None or not _NUMBER.fullmatch(value.strip()):
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _timestamp(value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        return parsedate_to_datetime(value).timestamp()
-    except (ValueError, OverflowError, TypeError, IndexError):  # the ways in which the parser refuses
-        return None

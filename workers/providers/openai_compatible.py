@@ -122,12 +122,15 @@ class OpenAICompatible:
             provider_code=None,
             retryable=False,
             retry_after=None,
+            scope="request",
         )
 
     async def _refused(self, call: Call, reply: Reply) -> ProviderError:
         body = await reply.read_what_comes(MAX_REFUSAL_BYTES, REFUSAL_WAIT)
-        retry_after = failures.read_retry_after(reply.headers, time.time())
-        return failures.refused(self._preset, call, failures.read_refusal(body, reply.status, retry_after))
+        now = time.time()
+        return failures.refused(
+            self._preset, call, failures.read_refusal(body, reply.status, reply.headers, now), now=now
+        )
 
     async def _read_plain(self, call: Call, reply: Reply, progress: Progress) -> Answer:
         body = await reply.read_all(self._bounds.answer)
@@ -178,7 +181,8 @@ class OpenAICompatible:
         """Raise the error that stands where an answer or a chunk should be: overload can strike after the 200."""
         refusal = failures.find_refusal(body, status)
         if refusal is not None:
-            raise failures.refused(self._preset, call, refusal, joined.text if joined else None)
+            partial = joined.text if joined else None
+            raise failures.refused(self._preset, call, refusal, now=time.time(), partial=partial)
 
     def _checked(self, call: Call, answer: Answer) -> Answer:
         verdict = self._preset.failed_finishes.get(answer.finish_reason or "")

@@ -1,8 +1,7 @@
 """What differs between the services that speak OpenAI's chat dialect, as data.
 
 The base (`openai_compatible`) carries everything; a preset says where a service is, how its requests are shaped, where
-its answers keep their figures, and what its error codes mean. Sources of the codes: Moonshot's `api/errors` page and
-Zhipu's `api/api-code` page, both as of 2026.
+its answers keep their figures, and what its error codes mean (the meanings themselves, and their sources, are in `verdicts`).
 """
 
 from __future__ import annotations
@@ -11,61 +10,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from callpool.manager.errors import (
-    CredentialRefused,
-    ModelGone,
-    ProviderError,
-    ProviderRejected,
-    RateLimited,
-)
 from callpool.manager.settings import DEFAULT_BASE_URLS
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a refusal means: its class, whether the same request may succeed later, a hint better than the class's."""
-
-    error: type[ProviderError]
-    retryable: bool = False
-    hint: str | None = None
-
-
-BAD_REQUEST = Verdict(ProviderRejected)
-BAD_KEY = Verdict(CredentialRefused)
-NO_MONEY = Verdict(CredentialRefused, hint="top up the account or check its plan: the provider refuses it until then")
-NO_MODEL = Verdict(ModelGone)
-SLOW_DOWN = Verdict(RateLimited, retryable=True)
-NOT_TODAY = Verdict(RateLimited, hint="the account's allowance for this period is used up: try again after it")
-# Overload is the platform's trouble, not this account's limit: lowering our concurrency would be the wrong lesson.
-OVERLOADED = Verdict(
-    ProviderError, retryable=True, hint="the provider is overloaded: try again later, or another model"
+from callpool.workers.providers.verdicts import (
+    BAD_KEY,
+    BAD_REQUEST,
+    CONCURRENCY,
+    CONTENT,
+    FAILED,
+    NO_MODEL,
+    NO_MONEY,
+    OVERLOADED,
+    RPD,
+    RPM,
+    SLOW_DOWN,
+    WINDOW,
+    Verdict,
 )
-FAILED = Verdict(ProviderError, retryable=True)
-WRONG_ADDRESS = Verdict(ProviderError, hint="nothing serves chat completions at this address: check `base_url`")
-
-BY_STATUS: Mapping[int, Verdict] = {
-    401: BAD_KEY,
-    402: NO_MONEY,
-    403: BAD_KEY,
-    404: NO_MODEL,
-    405: WRONG_ADDRESS,
-    408: FAILED,
-    409: FAILED,
-    425: FAILED,
-    429: SLOW_DOWN,
-    529: OVERLOADED,
-}
-
-
-def by_status(status: int) -> Verdict:
-    """The verdict where the provider's own code says nothing."""
-    if status in BY_STATUS:
-        return BY_STATUS[status]
-    if 300 <= status < 400:
-        return WRONG_ADDRESS  # not followed: a redirect would carry prompt and key to an address nobody configured
-    if 400 <= status < 500:
-        return BAD_REQUEST
-    return FAILED
 
 
 def unchanged(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -99,8 +59,12 @@ class Preset:
     usage: Callable[[dict[str, Any]], dict[str, Any] | None] = find_usage
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """By the `code` or `type` of the service's error object; wins over the HTTP status."""
-    failed_finishes: Mapping[str, Verdict] = field(default_factory=dict)
-    """Finish reasons that mean a failure of the service and not an end of the text."""
+    statuses: Mapping[int, Verdict] = field(default_factory=dict)
+    """By an HTTP status that means something of its own here; wins over what it means elsewhere."""
+    utc_offset: float = 0.0
+    """Hours of the clock by which the service names times that carry no zone."""
+    failed_finishes: Mapping[str, Verdict] = field(default_factory=lambda: {"content_filter": CONTENT})
+    """Finish reasons that are no end of the text: it was refused, or the service broke off."""
 
 
 _COUNT_STREAMS = {"stream_options": {"include_usage": True}}
@@ -114,6 +78,8 @@ OPENAI = Preset(
         "invalid_api_key": BAD_KEY,
         "model_not_found": NO_MODEL,
         "rate_limit_exceeded": SLOW_DOWN,
+        "content_filter": CONTENT,
+        "content_policy_violation": CONTENT,
         "server_error": FAILED,
     },
 )
@@ -123,14 +89,15 @@ KIMI = Preset(
     stream_parameters=_COUNT_STREAMS,
     verdicts={
         "invalid_request_error": BAD_REQUEST,
-        "content_filter": BAD_REQUEST,
+        "content_filter": CONTENT,
         "invalid_authentication_error": BAD_KEY,
         "incorrect_api_key_error": BAD_KEY,
         "permission_denied_error": BAD_KEY,
-        "exceeded_current_quota_error": NO_MONEY,
+        "exceeded_current_quota_error": NO_MONEY,  # as 429, and of accounts never paid for as 403
         "resource_not_found_error": NO_MODEL,
-        "rate_limit_reached_error": SLOW_DOWN,
+        "rate_limit_reached_error": SLOW_DOWN,  # of concurrency, RPM, TPM or TPD: the message tells
         "engine_overloaded_error": OVERLOADED,
+        "client_closed_request": FAILED,
         "server_error": FAILED,
         "unexpected_output": FAILED,
         "server_unavailable": FAILED,
@@ -142,17 +109,27 @@ GLM = Preset(
     # Streams carry their usage unasked, and the API's own list of parameters has no `stream_options`.
     verdicts={
         **dict.fromkeys(("1000", "1001", "1002", "1003", "1004"), BAD_KEY),
-        **dict.fromkeys(("1110", "1111", "1112", "1121", "1313"), BAD_KEY),
+        **dict.fromkeys(
+            ("1110", "1111", "1112", "1121"), BAD_KEY
+        ),  # the account is inactive, absent, locked, irregular
+        "1313": BAD_KEY,  # restricted for unfair use
         "1113": NO_MONEY,  # also the answer to a key of the other plan or platform; comes as 429
         "1309": NO_MONEY,
         **dict.fromkeys(("1120", "1230", "1231", "1234"), FAILED),
-        **dict.fromkeys(("1210", "1213", "1214", "1215", "1261", "1300", "1301"), BAD_REQUEST),
+        **dict.fromkeys(("1210", "1213", "1214", "1215", "1261", "1300"), BAD_REQUEST),
+        "1301": CONTENT,
         **dict.fromkeys(("1211", "1212", "1220", "1221", "1222", "1311"), NO_MODEL),
-        **dict.fromkeys(("1302", "1303"), SLOW_DOWN),
-        **dict.fromkeys(("1304", "1308", "1310"), NOT_TODAY),
+        "1302": CONCURRENCY,
+        "1303": RPM,
+        "1304": RPD,
+        **dict.fromkeys(
+            ("1308", "1310", "1316"), WINDOW
+        ),  # of five hours, a week or a month; the message tells its end
         **dict.fromkeys(("1305", "1312"), OVERLOADED),
     },
-    failed_finishes={"network_error": FAILED},
+    statuses={434: NO_MODEL},  # no permission for what is in beta
+    utc_offset=8.0,
+    failed_finishes={"sensitive": CONTENT, "content_filter": CONTENT, "network_error": FAILED},
 )
 
 LOCAL = Preset(stream_parameters=_COUNT_STREAMS)

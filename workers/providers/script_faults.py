@@ -15,11 +15,14 @@ from typing import Any, NoReturn
 
 from callpool.manager.errors import (
     BrokenAnswer,
+    ContentRefused,
     CredentialRefused,
     ModelGone,
     ProviderError,
+    ProviderOverloaded,
     ProviderRejected,
     ProviderUnreachable,
+    QuotaExhausted,
     RateLimited,
 )
 from callpool.workers.providers.base import Call
@@ -52,9 +55,18 @@ def _raises(kind: type[ProviderError], words: str, **details: Any) -> Fault:
     return fault
 
 
-def _refuses(kind: type[ProviderError], words: str, status: int, code: str, *, retryable: bool = False) -> Fault:
+def _refuses(
+    kind: type[ProviderError], words: str, status: int, code: str, *, scope: str, retryable: bool = False, **more: Any
+) -> Fault:
     return _raises(
-        kind, words, retryable=retryable, status=status, provider_code=code, retry_after=1.0 if status == 429 else None
+        kind,
+        words,
+        retryable=retryable,
+        retry_after=1.0 if kind is RateLimited else None,
+        scope=scope,
+        status=status,
+        provider_code=code,
+        **more,
     )
 
 
@@ -95,13 +107,30 @@ async def _memory(_: Call) -> NoReturn:
 
 
 FAULTS: Mapping[str, Fault] = {
-    "unreachable": _raises(ProviderUnreachable, "cannot be reached", retryable=True, phase="connect"),
-    "rejected": _refuses(ProviderRejected, "refused the request", 400, "invalid_request_error"),
-    "credential": _refuses(CredentialRefused, "refused the key", 401, "invalid_authentication_error"),
-    "model_gone": _refuses(ModelGone, "does not serve the model", 404, "resource_not_found_error"),
-    "rate_limited": _refuses(RateLimited, "refused by a rate limit", 429, "rate_limit_reached_error", retryable=True),
-    "server_error": _refuses(ProviderError, "failed", 500, "server_error", retryable=True),
-    "broken_answer": _raises(BrokenAnswer, "broke off its answer", retryable=True, partial=""),
+    "unreachable": _raises(
+        ProviderUnreachable, "cannot be reached", retryable=True, retry_after=None, scope="provider", phase="connect"
+    ),
+    "rejected": _refuses(ProviderRejected, "refused the request", 400, "invalid_request_error", scope="request"),
+    "content": _refuses(ContentRefused, "refused the content", 400, "content_filter", scope="request"),
+    "credential": _refuses(CredentialRefused, "refused the key", 401, "invalid_authentication_error", scope="account"),
+    "quota": _refuses(QuotaExhausted, "refuses the account", 429, "exceeded_current_quota_error", scope="account"),
+    "model_gone": _refuses(ModelGone, "does not serve the model", 404, "resource_not_found_error", scope="model"),
+    "rate_limited": _refuses(
+        RateLimited,
+        "refused by a rate limit",
+        429,
+        "rate_limit_reached_error",
+        scope="account",
+        retryable=True,
+        limit="concurrency",
+    ),
+    "overloaded": _refuses(
+        ProviderOverloaded, "is overloaded", 429, "engine_overloaded_error", scope="provider", retryable=True
+    ),
+    "server_error": _refuses(ProviderError, "failed", 500, "server_error", scope="provider", retryable=True),
+    "broken_answer": _raises(
+        BrokenAnswer, "broke off its answer", retryable=True, retry_after=None, scope="provider", partial=""
+    ),
     "hang": _hang,  # until cancelled
     "crash": _crash,  # the process dies by SIGKILL
     "exit": _exit,  # the process ends at once, without clean-up
