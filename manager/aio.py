@@ -139,6 +139,8 @@ class AsyncClient:
         stream: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it bounds the call, not this wait
+        first_token_timeout: float | None = None,
+        idle_timeout: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         **parameters: Any,
     ) -> AsyncHandle:
@@ -155,6 +157,8 @@ class AsyncClient:
             messages=messages,
             stream=stream,
             timeout=timeout,
+            first_token_timeout=first_token_timeout,
+            idle_timeout=idle_timeout,
             metadata=metadata,
             parameters=parameters,
         )

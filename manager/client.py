@@ -143,12 +143,15 @@ class Client:
         stream: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
+        first_token_timeout: float | None = None,
+        idle_timeout: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         **parameters: Any,
     ) -> Handle:
         """Submit one request; returns when the supervisor has taken it. It waits in the queue while the pool is full.
 
-        `timeout` is in seconds for the call itself (default: the model's, the provider's, then the supervisor's setting);
+        `timeout` is in seconds for the call itself; of a stream `first_token_timeout` ends a call that brings nothing, and
+        `idle_timeout` one that stops bringing anything (defaults: the model's, the provider's, then the supervisor's setting);
         `metadata` is written as JSON, with `str()` for what JSON has no form for; its size counts against the limit.
         `parameters` go to the provider as they are (`temperature`, `max_tokens`, `tools`, …). Raises at once for bad input
         (BadInput and its subclasses, MetadataTooLarge, DuplicateRequest, CredentialMissing) and when the supervisor takes
@@ -163,6 +166,8 @@ class Client:
             messages=messages,
             stream=stream,
             timeout=timeout,
+            first_token_timeout=first_token_timeout,
+            idle_timeout=idle_timeout,
             metadata=metadata,
             parameters=parameters,
         )

@@ -55,11 +55,11 @@ def build_catalogue(boot: Boot) -> Catalogue:
 
 
 def _entry(boot: Boot, name: str, provider: ProviderSettings) -> ProviderEntry:
-    models = {model: boot.settings.timeout_for(name, model) for model in provider.models}
+    models = {model: boot.settings.timeouts_for(name, model) for model in provider.models}
     if provider.kind == "local" and not models:
-        models = {LOCAL_MODEL: boot.settings.timeout_for(name, LOCAL_MODEL)}
+        models = {LOCAL_MODEL: boot.settings.timeouts_for(name, LOCAL_MODEL)}
     return ProviderEntry(
-        timeout=boot.settings.timeout_for(name, ""),
+        timeouts=boot.settings.timeouts_for(name),
         limit=_limit(boot, provider),
         models=models,
         any_model=provider.any_model or not models,

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from callpool.manager.config_check import Problem, check
+from callpool.manager.core.catalogue import Timeouts
 from callpool.manager.errors import ConfigError
 from callpool.manager.keys import KeyFact, default_base_url
 from callpool.manager.paths import config_home, expand_home
@@ -87,13 +88,19 @@ def _describe_provider(
         "base_url": default_base_url(provider),
         "key": None if fact is None else {"source": fact.source, "state": fact.state, "host": fact.host},
         "concurrency": settings.supervisor.max_concurrent_sessions if concurrency is None else concurrency,
-        "timeout": settings.supervisor.default_timeout if provider.timeout is None else provider.timeout,
+        **_describe_timeouts(settings.timeouts_for(name)),
         "any_model": provider.any_model or not provider.models,
         "models": {
-            model: _describe_model(listed) | {"timeout": settings.timeout_for(name, model)}
+            model: _describe_model(listed) | _describe_timeouts(settings.timeouts_for(name, model))
             for model, listed in provider.models.items()
         },
     }
+
+
+def _describe_timeouts(timeouts: Timeouts) -> dict[str, float]:
+    """Those that there are."""
+    named = {"timeout": timeouts.total, "first_token_timeout": timeouts.first_token, "idle_timeout": timeouts.idle}
+    return {name: seconds for name, seconds in named.items() if seconds is not None}
 
 
 def _describe_model(model: ModelSettings) -> dict[str, Any]:

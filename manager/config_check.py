@@ -30,7 +30,7 @@ from callpool.manager.settings import (
 )
 from callpool.manager.toml_lines import KeyPath
 
-_SCRIPTED_ONLY: Final = tuple(name for name in MODEL_RULES if name != "timeout")
+_SCRIPTED_ONLY: Final = tuple(name for name in MODEL_RULES if not name.endswith("timeout"))
 _CALLS_OUT: Final = ("api_key_env", "api_key_file", "base_url")
 _LITERAL_KEYS: Final = frozenset({"apikey", "key", "token", "secret", "password"})
 

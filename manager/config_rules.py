@@ -191,10 +191,14 @@ PROVIDER_RULES: Final[dict[str, Rule]] = {
     "api_key_file": _file_name,
     "concurrency": _whole(1, 100_000),
     "timeout": _seconds(),
+    "first_token_timeout": _seconds(),
+    "idle_timeout": _seconds(),
     "any_model": _flag,
 }
 MODEL_RULES: Final[dict[str, Rule]] = {
     "timeout": _seconds(),
+    "first_token_timeout": _seconds(),
+    "idle_timeout": _seconds(),
     "reply": _text,
     "replies": _texts,
     "delay": _seconds(zero=True),

@@ -35,6 +35,8 @@ def build_submit(
     messages: Sequence[Mapping[str, Any]],
     stream: bool,
     timeout: float | None,
+    first_token_timeout: float | None,
+    idle_timeout: float | None,
     metadata: Mapping[str, Any] | None,
     parameters: Mapping[str, Any],
 ) -> Submit:
@@ -44,8 +46,10 @@ def build_submit(
             raise BadInput(f"{name} must be a string, got {type(value).__name__}", param=name)
     if not isinstance(stream, bool):
         raise BadInput(f"stream must be true or false, got {type(stream).__name__}", param="stream")
-    if (fault := refuse_timeout(timeout)) is not None:
-        raise from_fault(fault)
+    given = {"timeout": timeout, "first_token_timeout": first_token_timeout, "idle_timeout": idle_timeout}
+    for name, seconds in given.items():
+        if (fault := refuse_timeout(seconds, name)) is not None:
+            raise from_fault(fault)
     _check_messages(messages)
     for name in parameters:
         if name in RESERVED:
@@ -58,6 +62,8 @@ def build_submit(
         encode_metadata(metadata),
         timeout,
         stream,
+        first_token_timeout=first_token_timeout,
+        idle_timeout=idle_timeout,
     )
     if (fault := catalogue.refuse(submit)) is not None:
         raise from_fault(fault)

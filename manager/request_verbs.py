@@ -78,6 +78,8 @@ class _CallArguments(msgspec.Struct, forbid_unknown_fields=True):
     metadata: bytes = b"{}"
     timeout: float | None = None
     stream: bool = False
+    first_token_timeout: float | None = None
+    idle_timeout: float | None = None
 
 
 class _DrainArguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -111,7 +113,7 @@ class RequestVerbs:
     def _call(self, caller: Caller, arguments: _CallArguments) -> asyncio.Future[dict[str, Any]]:
         """Submit and wait for the end: for plain proxies, one request at a time."""
         client = caller.client
-        submit = Submit(*msgspec.structs.astuple(arguments))
+        submit = Submit(**msgspec.structs.asdict(arguments))
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         if (client, submit.request_id) in self._waiters:
             raise BadInput(f"a call with the id {submit.request_id!r} is being waited for", param="request_id")

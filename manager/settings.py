@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from callpool.manager.core.catalogue import Timeouts
+
 Kind = Literal["openai", "kimi", "glm", "local", "scripted"]
 
 DEFAULT_BASE_URLS = {"kimi": "https://api.moonshot.ai/v1", "glm": "https://open.bigmodel.cn/api/paas/v4"}
@@ -29,6 +31,10 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     timeout: float | None = None
     """Seconds for one call; None takes the provider's, then the supervisor's `default_timeout`."""
+    first_token_timeout: float | None = None
+    """Of a stream: seconds to the first chunk that brings anything; None takes the provider's."""
+    idle_timeout: float | None = None
+    """Of a stream: seconds from one chunk that brings anything to the next; None takes the provider's."""
 
     reply: str | None = None
     """Text of the answer; None echoes the last message."""
@@ -42,6 +48,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds before each further chunk."""
     error: str | None = None
     """Name of a fault to produce instead of an answer: see `SCRIPT_FAULTS`."""
+
+
+_UNLISTED = ModelSettings()
 
 
 class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -58,6 +67,10 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Calls at once on this account; None allows `max_concurrent_sessions`."""
     timeout: float | None = None
     """Seconds for one call; None takes the supervisor's `default_timeout`."""
+    first_token_timeout: float | None = None
+    """Of a stream: seconds to the first chunk that brings anything; None leaves it to `timeout`."""
+    idle_timeout: float | None = None
+    """Of a stream: seconds from one chunk that brings anything to the next; None leaves it to `timeout`."""
     any_model: bool = False
     """Allow models that `models` does not list. Without any listed model every name is allowed."""
     models: dict[str, ModelSettings] = {}
@@ -101,11 +114,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     supervisor: SupervisorSettings = SupervisorSettings()
     providers: dict[str, ProviderSettings] = {}
 
-    def timeout_for(self, provider: str, model: str) -> float:
-        """Seconds for one call: the model's, else the provider's, else the supervisor's default."""
+    def timeouts_for(self, provider: str, model: str = "") -> Timeouts:
+        """Of one call: each is the model's, else the provider's, and the total else the supervisor's default."""
         account = self.providers[provider]
-        listed = account.models.get(model)
-        for value in (listed.timeout if listed else None, account.timeout):
-            if value is not None:
-                return value
-        return self.supervisor.default_timeout
+        listed = account.models.get(model, _UNLISTED)
+        total = account.timeout if listed.timeout is None else listed.timeout
+        first_token, idle = listed.first_token_timeout, listed.idle_timeout
+        return Timeouts(
+            self.supervisor.default_timeout if total is None else total,
+            account.first_token_timeout if first_token is None else first_token,
+            account.idle_timeout if idle is None else idle,
+        )

@@ -1,4 +1,10 @@
-"""One call: its deadline, and the border where everything that can go wrong becomes a `CallpoolError`.
+"""One call: its deadlines, and the border where everything that can go wrong becomes a `CallpoolError`.
+
+    started ──first_token──► a chunk that brings anything ──idle──► the next … ──idle──► whole       (of a stream)
+    run_call ─────────────────────────────── timeout ─────────────────────────────────────────► end
+
+What comes without bringing the answer on (comments, empty chunks, a head that drips) restarts nothing. While the way to the client
+is full, no silence of the provider's is measured.
 
 Behind this border only two things happen: an `Answer` comes back, or a `CallpoolError` is raised. The one exception is
 the CancelledError of a task that really was cancelled, which passes untouched.
@@ -7,23 +13,33 @@ the CancelledError of a task that really was cancelled, which passes untouched.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from typing import Any
 
 from callpool.manager.errors import CallpoolError, ProviderError, RequestTimeout
 from callpool.workers.providers.base import Answer, Call, Progress, Provider
+from callpool.workers.providers.failures import MAX_PARTIAL
+from callpool.workers.providers.secret import redact
 from callpool.workers.providers.wording import clean, describe
+
+_NO_SILENCE = contextlib.nullcontext()
 
 
 async def run_call(provider: Provider, call: Call, progress: Progress) -> Answer:
-    """Make one call within `call.timeout` seconds. Raises `CallpoolError` and, when cancelled, CancelledError."""
+    """Make one call within its timeouts. Raises `CallpoolError` and, when cancelled, CancelledError."""
     task = asyncio.current_task()
     if task is None:
         raise RuntimeError("run_call needs a task: it tells a cancellation from outside by the task's count of them")
     cancels_before = task.cancelling()
-    deadline: asyncio.Timeout | None = None
+    total: asyncio.Timeout | None = None
+    stream = _Stream(call, progress) if call.stream else None
     failure: CallpoolError
     try:
-        async with asyncio.timeout(call.timeout) as deadline:
-            answer: object = await provider.call(call, progress)  # what providers promise, and what they do
+        async with asyncio.timeout(call.timeout) as total:
+            async with stream.silence if stream else _NO_SILENCE:
+                answer: object = await provider.call(
+                    call, stream or progress
+                )  # what providers promise, and what they do
         if isinstance(answer, Answer):
             return answer
         failure = _fault_in_provider(call, f"it returned a {type(answer).__name__}", type(answer).__name__)
@@ -35,25 +51,88 @@ async def run_call(provider: Provider, call: Call, progress: Progress) -> Answer
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise asyncio.CancelledError from None
-        failure = _failure(call, error, expired=deadline is not None and deadline.expired())
+        if total is not None and total.expired():
+            failure = _overdue(call, "total", call.timeout, stream)
+        elif stream is not None and stream.silence.expired():
+            failure = _overdue(call, stream.awaits, stream.patience or 0.0, stream)
+        else:
+            failure = (
+                error
+                if isinstance(error, CallpoolError)
+                else _fault_in_provider(call, describe(error), type(error).__name__)
+            )
     # Raised outside of `except` and without a chain: a library's exception may hold the request's headers, so the key.
     failure.__context__ = failure.__cause__ = None
     raise failure
 
 
-def _failure(call: Call, error: BaseException, *, expired: bool) -> CallpoolError:
-    if expired:
-        # Also where the provider turned the cancellation at the deadline into an error of its own.
-        return RequestTimeout(
-            f"the call of {clean(call.model)!r} at provider {call.provider!r} took longer than {call.timeout:g} s",
-            seconds=call.timeout,
-            provider=call.provider,
-            model=call.model,
-            which="total",
-        )
-    if isinstance(error, CallpoolError):
-        return error
-    return _fault_in_provider(call, describe(error), type(error).__name__)
+class _Stream:
+    """The progress of a streamed call: passes everything on, and measures the silences between."""
+
+    def __init__(self, call: Call, progress: Progress) -> None:
+        self.silence = asyncio.Timeout(None)
+        """Expires when a silence was too long."""
+        self.awaits = "first_token"
+        """Which timeout a silence would end."""
+        self.patience = call.first_token_timeout
+        self.texts: list[str] = []
+        self._idle = call.idle_timeout
+        self._progress = progress
+        self._whole = self.patience is None and self._idle is None  # then there is nothing to measure
+
+    async def started(self) -> None:
+        """The provider is next: from here on it may be silent for so long."""
+        await self._progress.started()
+        self._listen()
+
+    async def chunk(self, text: str, raw: dict[str, Any] | None, *, useful: bool = True) -> None:
+        """A piece. What brings nothing leaves the silence as long as it is."""
+        if text:
+            self.texts.append(text)
+        if self._whole:
+            await self._progress.chunk(text, raw, useful=useful)
+            return
+        clock = asyncio.get_running_loop().time
+        due, now = self.silence.when(), clock()
+        self.silence.reschedule(None)  # from here on it is our client that is waited for
+        await self._progress.chunk(text, raw, useful=useful)
+        if useful:
+            self.awaits, self.patience = "idle", self._idle
+            self._listen()
+        elif due is not None:
+            self.silence.reschedule(due + clock() - now)
+
+    def whole(self) -> None:
+        """Nothing is awaited any more that could come too late."""
+        if not self._whole:
+            self._whole = True
+            self.silence.reschedule(None)
+        self._progress.whole()
+
+    def _listen(self) -> None:
+        if self.patience is None or self._whole:
+            self.silence.reschedule(None)
+        else:
+            self.silence.reschedule(asyncio.get_running_loop().time() + self.patience)
+
+
+_WORDS = {
+    "total": "took longer than {seconds:g} s",
+    "first_token": "brought nothing within {seconds:g} s",
+    "idle": "stopped bringing anything for {seconds:g} s",
+}
+
+
+def _overdue(call: Call, which: str, seconds: float, stream: _Stream | None) -> RequestTimeout:
+    """Also where the provider turned the cancellation at the deadline into an error of its own."""
+    return RequestTimeout(
+        f"the call of {clean(call.model)!r} at provider {call.provider!r} {_WORDS[which].format(seconds=seconds)}",
+        seconds=seconds,
+        provider=call.provider,
+        model=call.model,
+        which=which,
+        **({} if stream is None else {"partial": redact("".join(stream.texts))[:MAX_PARTIAL]}),
+    )
 
 
 def _fault_in_provider(call: Call, what: str, kind: str) -> ProviderError:

@@ -201,12 +201,15 @@ class _Progress:
             self._link.flush()
         await self._link.flushed()
 
-    async def chunk(self, text: str, raw: dict[str, Any] | None) -> None:
+    async def chunk(self, text: str, raw: dict[str, Any] | None, *, useful: bool = True) -> None:  # noqa: ARG002 - kept track of before
         """Report a piece; waits while the pipe is full."""
         body = msgspec.json.encode({"text": text, "raw": raw})
         self._link.send(Piece(self._order.request_id, self._order.attempt, body))
         if self._link.unsent_bytes > MAX_UNSENT:
             await self._link.flushed()
+
+    def whole(self) -> None:
+        """Nothing that the supervisor has to know."""
 
 
 def _decode_call(order: Dispatch) -> Call:
@@ -223,6 +226,8 @@ def _decode_call(order: Dispatch) -> Call:
         model=order.model,
         stream=order.stream,
         timeout=order.timeout,
+        first_token_timeout=order.first_token_timeout,
+        idle_timeout=order.idle_timeout,
         messages=messages,
         parameters=body,
     )

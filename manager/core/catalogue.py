@@ -28,14 +28,25 @@ MAX_PAYLOAD = 8 * 1024 * 1024
 """Bytes of one request's payload: room for a context window of a million tokens, or a few images."""
 
 
+class Timeouts(msgspec.Struct, frozen=True, gc=False):
+    """How long a call may take, in seconds. Those of a stream's silences end it earlier; none of them outlasts the whole."""
+
+    total: float
+    """For the whole call."""
+    first_token: float | None = None
+    """Of a stream: from the call's start to the first chunk that brings anything."""
+    idle: float | None = None
+    """Of a stream: from one chunk that brings anything to the next."""
+
+
 class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One account, as clients see it."""
 
-    timeout: float
-    """Seconds for a call where neither the model nor the request says otherwise."""
+    timeouts: Timeouts
+    """Of a call where neither the model nor the request says otherwise."""
     limit: int
-    models: dict[str, float] = {}
-    """Model name → seconds for a call."""
+    models: dict[str, Timeouts] = {}
+    """By the model's name."""
     any_model: bool = False
     refusal: Fault | None = None
     """Why this account cannot serve at all (a missing key), or None."""
@@ -59,7 +70,21 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
         entry = self.providers.get(submit.provider)
         if entry is None:
             return self.default_timeout
-        return entry.models.get(submit.model, entry.timeout)
+        return entry.models.get(submit.model, entry.timeouts).total
+
+    def timeouts_for(self, submit: Submit) -> Timeouts:
+        """All timeouts of this request's call, whose provider there is: each is the request's, else the model's or the provider's."""
+        entry = self.providers[submit.provider]
+        usual = entry.models.get(submit.model, entry.timeouts)
+        given = (submit.timeout, submit.first_token_timeout, submit.idle_timeout)
+        if given == (None, None, None):
+            return usual
+        total, first_token, idle = given
+        return Timeouts(
+            usual.total if total is None else total,
+            usual.first_token if first_token is None else first_token,
+            usual.idle if idle is None else idle,
+        )
 
     def refuse(self, submit: Submit) -> Fault | None:
         """The fault in this request, or None. Metadata size is the session table's business: it counts refusals."""
@@ -74,7 +99,7 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             return _unknown("model", submit.model, entry.models, of=f" of provider {submit.provider!r}")
         if entry.refusal is not None:
             return entry.refusal
-        if (fault := refuse_timeout(submit.timeout)) is not None:
+        if (fault := refuse_timeouts(submit)) is not None:
             return fault
         if len(submit.payload) > self.max_payload_size:
             size, limit = len(submit.payload), self.max_payload_size
@@ -92,6 +117,15 @@ def refuse_session(submit: Submit) -> Fault | None:
         if len(text) > MAX_MODEL_NAME:
             return bad_input(name, f"has {len(text)} characters, the limit is {MAX_MODEL_NAME}")
     return refuse_timeout(submit.timeout, "timeout_seconds")
+
+
+def refuse_timeouts(given: Submit) -> Fault | None:
+    """The fault in a request's timeouts, or None."""
+    return (
+        refuse_timeout(given.timeout)
+        or refuse_timeout(given.first_token_timeout, "first_token_timeout")
+        or refuse_timeout(given.idle_timeout, "idle_timeout")
+    )
 
 
 def refuse_timeout(timeout: object, param: str = "timeout") -> Fault | None:

@@ -210,6 +210,7 @@ class Core:
             effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
             return
         request = self.receive(event.client, submit, event.session_id, Kind.CALL, now)
+        request.timeouts = self.catalogue.timeouts_for(submit)
         self._enqueue(request, Move.ENQUEUE, now)
         if submit.acknowledge:
             effects.append(ToClient(event.client, Accepted(request.request_id, self.scheduler.position(request))))
@@ -295,20 +296,19 @@ class Core:
             self.sessions.resume(request.session)
             self.mark(request, Phase.SESSION_ALLOCATED, now)
         self._deadlines.set(request.request_id, now.monotonic + request.timeout + TIMEOUT_GRACE)
-        effects.append(
-            ToWorker(
-                worker,
-                Dispatch(
-                    request.request_id,
-                    request.attempt,
-                    request.provider,
-                    request.model,
-                    request.timeout,
-                    request.stream,
-                    request.payload,
-                ),
-            )
+        timeouts = request.timeouts
+        order = Dispatch(
+            request.request_id,
+            request.attempt,
+            request.provider,
+            request.model,
+            request.timeout,
+            request.stream,
+            request.payload,
+            timeouts.first_token if timeouts else None,
+            timeouts.idle if timeouts else None,
         )
+        effects.append(ToWorker(worker, order))
 
     # Functions.
 

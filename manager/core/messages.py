@@ -15,7 +15,7 @@ import msgspec
 
 from callpool.manager.core.faults import Fault
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised with every change of meaning below; both sides of a handshake must have the same."""
 
 
@@ -42,6 +42,8 @@ class Submit(_Message, frozen=True, tag=1):
     stream: bool = False
     acknowledge: bool = True
     """Answer with `Accepted` or `Rejected` at once; without it only a refusal is answered."""
+    first_token_timeout: float | None = None
+    idle_timeout: float | None = None
 
 
 class Cancel(_Message, frozen=True, tag=2):
@@ -163,6 +165,8 @@ class Dispatch(_Message, frozen=True, tag=1):
     timeout: float
     stream: bool
     payload: bytes
+    first_token_timeout: float | None = None
+    idle_timeout: float | None = None
 
 
 class CancelCall(_Message, frozen=True, tag=2):

@@ -9,6 +9,7 @@ import msgspec
 from callpool.manager.core.states import State, Word
 
 if TYPE_CHECKING:
+    from callpool.manager.core.catalogue import Timeouts
     from callpool.manager.core.faults import Fault
     from callpool.manager.core.messages import Submit
     from callpool.manager.core.sessions import Session
@@ -76,6 +77,7 @@ class Request:
         "state",
         "stream",
         "timeout",
+        "timeouts",
         "tries",
         "worker",
     )
@@ -106,6 +108,8 @@ class Request:
         """Whether the holder is done with the session, so that it is only history."""
         self.stream = submit.stream
         self.timeout = timeout
+        self.timeouts: Timeouts | None = None
+        """Of a call: all of them, the one above included."""
         self.session_id = session_id
         self.sequence = sequence
         """Order of arrival: its place in the queue, kept when it has to wait again."""
@@ -141,11 +145,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """(phase, wall seconds since the epoch, seconds since the request was received)"""
     duration: float
     fault: Fault | None = None
+    first_token_timeout: float | None = None
+    idle_timeout: float | None = None
 
     @classmethod
     def of(cls, request: Request, now: Now, fault: Fault | None = None) -> Record:
         """The record of a request as it stands at `now`."""
         received = request.phases[0][1].monotonic if request.phases else now.monotonic
+        timeouts = request.timeouts
         return cls(
             request_id=request.request_id,
             session_id=request.session_id,
@@ -162,6 +169,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             phases=[(phase.value, at.wall, at.monotonic - received) for phase, at in request.phases],
             duration=request.session.duration(now.monotonic) if request.session else 0.0,
             fault=fault,
+            first_token_timeout=timeouts.first_token if timeouts else None,
+            idle_timeout=timeouts.idle if timeouts else None,
         )
 
 

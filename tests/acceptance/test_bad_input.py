@@ -37,6 +37,8 @@ CASES: dict[str, tuple[dict[str, Any], type[callpool.CallpoolError], str]] = {
     "timeout negative": ({"timeout": -5}, callpool.BadInput, "timeout"),
     "timeout zero": ({"timeout": 0}, callpool.BadInput, "timeout"),
     "timeout huge": ({"timeout": 1e20}, callpool.BadInput, "timeout"),
+    "first_token_timeout zero": ({"first_token_timeout": 0}, callpool.BadInput, "first_token_timeout"),
+    "idle_timeout NaN": ({"idle_timeout": NAN}, callpool.BadInput, "idle_timeout"),
     "timeout as text": ({"timeout": "30"}, callpool.BadInput, "timeout"),
     "timeout as truth": ({"timeout": True}, callpool.BadInput, "timeout"),
     "metadata of 11 KB": ({"metadata": {"k": "x" * 11_000}}, callpool.MetadataTooLarge, "metadata"),

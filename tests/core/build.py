@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import settings
 
-from callpool.manager.core.catalogue import Catalogue, ProviderEntry
+from callpool.manager.core.catalogue import Catalogue, ProviderEntry, Timeouts
 from callpool.manager.core.events import Effect, Event, Reported, Submitted, ToClient, ToWorker, WorkerUp
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.ledger import Ledger
@@ -44,9 +44,12 @@ def make_core(
     """A core with one model `m` on every account, and an account `keyless` that cannot serve."""
     limits = dict(accounts or {"a": 2})
     entries = {
-        name: ProviderEntry(timeout=TIMEOUT, limit=limit, models={"m": TIMEOUT}) for name, limit in limits.items()
+        name: ProviderEntry(timeouts=Timeouts(TIMEOUT), limit=limit, models={"m": Timeouts(TIMEOUT)})
+        for name, limit in limits.items()
     }
-    entries["keyless"] = ProviderEntry(timeout=TIMEOUT, limit=1, models={"m": TIMEOUT}, refusal=MISSING_KEY)
+    entries["keyless"] = ProviderEntry(
+        timeouts=Timeouts(TIMEOUT), limit=1, models={"m": Timeouts(TIMEOUT)}, refusal=MISSING_KEY
+    )
     return core(
         catalogue=Catalogue(providers=entries, max_metadata_size=max_metadata, max_payload_size=max_payload),
         sessions=sessions(max_concurrent=pool, max_metadata_bytes=max_metadata),

@@ -6,17 +6,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from callpool.manager.core.catalogue import MAX_TIMEOUT, Catalogue, ProviderEntry, refuse_timeout
+from callpool.manager.core.catalogue import MAX_TIMEOUT, Catalogue, ProviderEntry, Timeouts, refuse_timeout
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import Submit
 
 NO_KEY = Fault(code="credential_missing", message="no key")
 CATALOGUE = Catalogue(
     providers={
-        "kimi": ProviderEntry(timeout=30.0, limit=5, models={"kimi-k3": 120.0, "kimi-fast": 10.0}),
-        "open": ProviderEntry(timeout=20.0, limit=5, models={"big": 60.0}, any_model=True),
-        "keyless": ProviderEntry(timeout=20.0, limit=5, models={"m": 1.0}, refusal=NO_KEY),
-        "empty": ProviderEntry(timeout=20.0, limit=5),
+        "kimi": ProviderEntry(
+            timeouts=Timeouts(30.0), limit=5, models={"kimi-k3": Timeouts(120.0), "kimi-fast": Timeouts(10.0)}
+        ),
+        "open": ProviderEntry(timeouts=Timeouts(20.0), limit=5, models={"big": Timeouts(60.0)}, any_model=True),
+        "keyless": ProviderEntry(timeouts=Timeouts(20.0), limit=5, models={"m": Timeouts(1.0)}, refusal=NO_KEY),
+        "empty": ProviderEntry(timeouts=Timeouts(20.0), limit=5),
     },
     max_metadata_size=100,
     max_payload_size=10,
@@ -168,6 +170,37 @@ def test_the_request_wins_over_the_model_and_the_model_over_the_provider(
     changes: dict[str, Any], seconds: float
 ) -> None:
     assert CATALOGUE.timeout_for(msgspec.structs.replace(GOOD, **changes)) == seconds
+
+
+@pytest.mark.parametrize("total", [None, 7.0])
+@pytest.mark.parametrize("first_token", [None, 3.0])
+@pytest.mark.parametrize("idle", [None, 2.0])
+@pytest.mark.parametrize(("model", "usual"), [("m", Timeouts(9.0, 8.0, None)), ("n", Timeouts(30.0, None, 5.0))])
+def test_each_timeout_is_the_requests_else_the_models_or_the_providers(
+    model: str, usual: Timeouts, total: float | None, first_token: float | None, idle: float | None
+) -> None:
+    entry = ProviderEntry(
+        timeouts=Timeouts(30.0, None, 5.0), limit=1, models={"m": Timeouts(9.0, 8.0, None)}, any_model=True
+    )
+    catalogue = msgspec.structs.replace(CATALOGUE, providers={"p": entry})
+    submit = Submit(
+        "r", "p", model, b"", timeout=total, first_token_timeout=first_token, idle_timeout=idle, acknowledge=False
+    )
+    found = catalogue.timeouts_for(submit)
+    assert found == Timeouts(
+        usual.total if total is None else total,
+        usual.first_token if first_token is None else first_token,
+        usual.idle if idle is None else idle,
+    )
+    assert found.total == catalogue.timeout_for(submit)
+
+
+@pytest.mark.parametrize("name", ["first_token_timeout", "idle_timeout"])
+@pytest.mark.parametrize("value", [0, 0.0, -1.0, float("nan"), float("inf"), 1e20, True, "5"])
+def test_the_timeouts_of_silences_have_the_bounds_of_all(name: str, value: object) -> None:
+    fault = refusal(**{name: value})
+    assert fault is not None
+    assert (fault.code, fault.param) == ("bad_input", name)
 
 
 def test_a_catalogue_crosses_a_process_border() -> None:

@@ -21,7 +21,7 @@ from callpool.manager import aio_channel, peers, wire
 from callpool.manager.aio import AsyncClient
 from callpool.manager.aio_channel import AsyncChannel
 from callpool.manager.aio_handle import AsyncHandle
-from callpool.manager.core.catalogue import Catalogue, ProviderEntry
+from callpool.manager.core.catalogue import Catalogue, ProviderEntry, Timeouts
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import Accepted, Cancel, Done, Note, Rejected, Reply, RunFunction, Submit
 from callpool.manager.errors import (
@@ -46,7 +46,9 @@ from tests import ground
 from tests.acceptance.running import HANG, HELLO, eventually, scripted
 
 KEY = b"k" * wire.KEY_BYTES
-CATALOGUE = Catalogue(providers={"fake": ProviderEntry(timeout=5.0, limit=5, any_model=True)}, max_metadata_size=1000)
+CATALOGUE = Catalogue(
+    providers={"fake": ProviderEntry(timeouts=Timeouts(5.0), limit=5, any_model=True)}, max_metadata_size=1000
+)
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 both_loops = pytest.mark.parametrize("loop", LOOPS)

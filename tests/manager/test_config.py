@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -526,3 +527,22 @@ def test_what_is_in_effect_is_told_with_sources_and_never_with_keys() -> None:
     }
     assert msgspec.json.encode(described)
     assert describe(settings)["providers"]["kimi"]["key"] is None
+
+
+def test_the_timeouts_in_effect_are_the_models_else_the_providers() -> None:
+    models = {"k3": {"idle_timeout": 4.0}, "slow": {"timeout": 90.0, "first_token_timeout": 50.0}}
+    document = {"providers": {"kimi": {"kind": "kimi", "timeout": 60.0, "first_token_timeout": 5.0, "models": models}}}
+    described = describe(load(document, {}))["providers"]["kimi"]
+    assert (described["timeout"], described["first_token_timeout"]) == (60.0, 5.0)
+    assert "idle_timeout" not in described
+    assert described["models"] == {
+        "k3": {"timeout": 60.0, "first_token_timeout": 5.0, "idle_timeout": 4.0},
+        "slow": {"timeout": 90.0, "first_token_timeout": 50.0},
+    }
+
+
+@pytest.mark.parametrize("name", ["first_token_timeout", "idle_timeout"])
+@pytest.mark.parametrize("value", [0, -1, "5", math.nan, 1e9, True])
+def test_timeouts_of_silences_have_bounds(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"providers\.kimi\.{name}"):
+        load({"providers": {"kimi": {"kind": "kimi", name: value}}}, {})

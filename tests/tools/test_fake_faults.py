@@ -70,10 +70,15 @@ ENDLESS = {
     "silent_stream": b"\r\n\r\n",
     "header_drip": b"X-Drip: aaaaa",
     "stream_drip_forever": b"1\r\n \r\n" * 5,
+    "comment_drip": b"1\r\n \r\n" * 5,
+    "empty_drip": b"1\r\n \r\n" * 5,
+    "stall": b'"object"',
     "sse_endless": b"a" * 60_000,
 }
 ENDLESS_STREAM = {
     "stream_drip_forever": b'{"content":"."}',
+    "comment_drip": b": keep-alive\n\n",
+    "empty_drip": b'"role":"assistant"',
     "sse_endless": b'{"content":"aaaa',
 }
 
@@ -371,10 +376,27 @@ def test_what_never_ends_goes_on_until_the_client_leaves(fault: str, loop: str, 
 
 def test_every_fault_is_looked_at() -> None:
     elsewhere = {"html_200", "html_504", "error_object_200", "bad_json", "redirect_loop", "empty_choices"}
-    of_streams = {"bad_json_event", "error_event", "no_done", "no_finish"}
+    of_streams = {"bad_json_event", "error_event", "no_done", "no_finish", "no_end"}
     looked_at = [*REFUSALS, *RETRY_AFTER, *FINISHES, *USAGE, *ENDLESS, *WIRE, *elsewhere, *of_streams]
     assert sorted(looked_at) == sorted(FAULTS)
     assert all(fault.doc and "\n" not in fault.doc for fault in FAULTS.values())
+
+
+def test_a_whole_answer_may_not_be_told_to_be_over() -> None:
+    async def main(fake: FakeProvider) -> None:
+        reader, writer = await connect(fake.base_url)
+        writer.write(chat(model="fault-no_end", stream=True))
+        raw = b""
+        while b'"finish_reason":"stop"' not in raw:
+            raw += await reader.read(1 << 16)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.02)
+        assert b"[DONE]" not in raw
+        await leave(writer)
+        [record] = await fake.wait_for(lambda calls: calls[0].outcome != "open")
+        assert record.outcome == "client_gone"
+
+    run(main)
 
 
 # What a real client makes of it.

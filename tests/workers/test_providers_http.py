@@ -21,6 +21,7 @@ from callpool.workers.providers.connections import KEEP_ALIVE, make_socket
 from callpool.workers.providers.openai_compatible import OpenAICompatible
 from callpool.workers.providers.presets import GLM, LOCAL, OPENAI, Preset
 from callpool.workers.providers.secret import Secret
+from tests.workers.recorder import Recorder
 
 KEY = "sk-0123456789abcdef"
 HANG = 10.0
@@ -108,20 +109,6 @@ async def serving(respond: Respond, *, reads_bodies: bool = True) -> AsyncIterat
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class Recorder:
-    """A progress that remembers."""
-
-    def __init__(self) -> None:
-        self.starts = 0
-        self.texts: list[str] = []
-
-    async def started(self) -> None:
-        self.starts += 1
-
-    async def chunk(self, text: str, raw: dict[str, Any] | None) -> None:
-        self.texts.append(text)
 
 
 def make_call(*, stream: bool = False, timeout: float = HANG, content: str = "hello", **parameters: Any) -> Call:

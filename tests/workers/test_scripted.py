@@ -8,7 +8,6 @@ import pickle
 import signal
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
@@ -33,25 +32,9 @@ from callpool.workers.providers.base import Answer, Call
 from callpool.workers.providers.completion import Joined, read_completion
 from callpool.workers.providers.presets import find_usage
 from callpool.workers.providers.scripted import FAULTS, Scripted, check_fault
+from tests.workers.recorder import Recorder
 
 HANG = 20.0
-
-
-class Recorder:
-    """A progress that remembers."""
-
-    def __init__(self) -> None:
-        self.starts = 0
-        self.texts: list[str] = []
-        self.chunks: list[dict[str, Any]] = []
-
-    async def started(self) -> None:
-        self.starts += 1
-
-    async def chunk(self, text: str, raw: dict[str, Any] | None) -> None:
-        assert raw is not None
-        self.texts.append(text)
-        self.chunks.append(raw)
 
 
 def make_call(content: str = "one two three", *, model: str = "m", stream: bool = False, timeout: float = HANG) -> Call:

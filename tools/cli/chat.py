@@ -12,6 +12,8 @@ from callpool.manager.exits import Exit
 from callpool.tools.cli import failures, terminal
 from callpool.tools.cli.options import (
     Address,
+    FirstToken,
+    Idle,
     Model,
     Parameters,
     Provider,
@@ -46,6 +48,8 @@ def chat(
     model: Model,
     system: System = None,
     timeout: Timeout = None,
+    first_token_timeout: FirstToken = None,
+    idle_timeout: Idle = None,
     param: Parameters = None,
     address: Address = None,
 ) -> int:
@@ -56,7 +60,16 @@ def chat(
     """
     parameters = parse_parameters(param)
     with connect(address) as client:
-        conversation = Conversation(client, system, provider=provider, model=model, timeout=timeout, **parameters)
+        conversation = Conversation(
+            client,
+            system,
+            provider=provider,
+            model=model,
+            timeout=timeout,
+            first_token_timeout=first_token_timeout,
+            idle_timeout=idle_timeout,
+            **parameters,
+        )
         if terminal.is_terminal(sys.stdin) and terminal.is_terminal(sys.stdout):
             return _talk(conversation, f"{provider}/{model}")
         return _read_lines(conversation)

@@ -42,6 +42,22 @@ Timeout = Annotated[
     float | None,
     typer.Option("--timeout", metavar="SECONDS", help="Time for the call; else what the configuration says."),
 ]
+FirstToken = Annotated[
+    float | None,
+    typer.Option(
+        "--first-token-timeout",
+        metavar="SECONDS",
+        help="Of a stream: time until it brings anything; else as configured.",
+    ),
+]
+Idle = Annotated[
+    float | None,
+    typer.Option(
+        "--idle-timeout",
+        metavar="SECONDS",
+        help="Of a stream: time in which it brings nothing more; else as configured.",
+    ),
+]
 Metadata = Annotated[
     str | None, typer.Option("--metadata", metavar="JSON", help="An object that is kept with the session.")
 ]
@@ -60,6 +76,8 @@ _OWN_OPTIONS: Final = {
     "stream": "--stream",
     "request_id": "--request-id",
     "timeout": "--timeout",
+    "first_token_timeout": "--first-token-timeout",
+    "idle_timeout": "--idle-timeout",
     "metadata": "--metadata",
     "messages": "PROMPT and --system",
 }

@@ -12,6 +12,8 @@ from callpool.tools.cli import failures, terminal
 from callpool.tools.cli.options import (
     Address,
     AsJson,
+    FirstToken,
+    Idle,
     Metadata,
     Model,
     Parameters,
@@ -43,6 +45,8 @@ def submit(
     model: Model,
     stream: Stream = False,
     timeout: Timeout = None,
+    first_token_timeout: FirstToken = None,
+    idle_timeout: Idle = None,
     request_id: RequestId = None,
     metadata: Metadata = None,
     param: Parameters = None,
@@ -65,6 +69,8 @@ def submit(
             stream=stream,
             request_id=request_id,
             timeout=timeout,
+            first_token_timeout=first_token_timeout,
+            idle_timeout=idle_timeout,
             metadata=kept,
             **extra,
         )

@@ -74,7 +74,7 @@ def show_record(record: dict[str, Any]) -> None:
     fields.add_row("client", _text(record["client"]))
     if record["kind"] == "call":
         fields.add_row("attempt", f"{record['attempt']}, worker {_or_dash(record['worker'])}")
-    fields.add_row("limits", f"{record['timeout']:g} s for the {_WORK[record['kind']]}")
+    fields.add_row("limits", _limits(record))
     fields.add_row("metadata", counted(record["metadata_bytes"], "byte"))
     fields.add_row("duration", f"{record['duration']:.3f} s")
     if record["phases"]:
@@ -83,6 +83,13 @@ def show_record(record: dict[str, Any]) -> None:
     if record["fault"]:
         fields.add_row("error", _text(f"{record['fault']['code']}: {record['fault']['message']}"))
     print_parts(fields, _phases(record["phases"]))
+
+
+def _limits(record: dict[str, Any]) -> str:
+    limits = [f"{record['timeout']:g} s for the {_WORK[record['kind']]}"]
+    words = {"first_token_timeout": "to the first token", "idle_timeout": "between tokens"}
+    limits += [f"{record[name]:g} s {what}" for name, what in words.items() if record.get(name) is not None]
+    return ", ".join(limits)
 
 
 def show_drain(report: dict[str, Any]) -> None:

@@ -61,6 +61,46 @@ async def stream_drip_forever(exchange: Exchange) -> None:
         await asyncio.sleep(exchange.drip_interval())
 
 
+async def comment_drip(exchange: Exchange) -> None:
+    """A stream that only keeps its connection alive."""
+    await exchange.open_chunked()
+    while True:
+        await exchange.chunks(b": keep-alive\n\n" if exchange.stream else b" ")
+        await asyncio.sleep(exchange.drip_interval())
+
+
+async def empty_drip(exchange: Exchange) -> None:
+    """A stream of events that bring nothing."""
+    told = fake_answers.events(exchange.honest())
+    await exchange.open_chunked()
+    while True:
+        await exchange.chunks(told.role if exchange.stream else b" ")
+        await asyncio.sleep(exchange.drip_interval())
+
+
+async def stall(exchange: Exchange) -> None:
+    """An answer that begins as it should and is not heard of again."""
+    if exchange.stream:
+        told = fake_answers.events(exchange.honest())
+        await exchange.open_chunked(told.role, *told.deltas[:1])
+    else:
+        body = exchange.body()
+        await exchange.send(exchange.head(200, None, ("Content-Length", str(len(body)))), status=200)
+        await exchange.send(body[: len(body) // 2])
+    await exchange.forever()
+
+
+async def no_end(exchange: Exchange) -> None:
+    """A stream with a whole answer that is not told to be over; nothing of the kind can happen to a plain one."""
+    if not exchange.stream:
+        await exchange.tell(exchange.honest())
+        return
+    told = fake_answers.events(exchange.honest())
+    await exchange.deltas(told)
+    await exchange.chunks(*told.finish[:1])
+    await exchange.forever()
+
+
 async def close_before_headers(exchange: Exchange) -> None:
     """The connection is closed instead of an answer."""
     await exchange.close()
@@ -204,6 +244,10 @@ WIRE_FAULTS: dict[str, tuple[str, Produce]] = {
         "stream: one piece of text per `chunk_delay` (default 1 s), for ever; plain: one blank",
         stream_drip_forever,
     ),
+    "comment_drip": ("stream: one comment per `chunk_delay`, for ever; plain: one blank", comment_drip),
+    "empty_drip": ("stream: one event without text per `chunk_delay`, for ever; plain: one blank", empty_drip),
+    "stall": ("stream: one piece of text, then nothing; plain: half of the body, then nothing", stall),
+    "no_end": ("stream: text and finish_reason, then nothing; plain: as always", no_end),
     "close_before_headers": ("closes instead of answering", close_before_headers),
     "reset": ("resets the connection (RST) instead of answering", reset),
     "reset_mid_body": ("resets the connection after half of the body", reset_mid_body),

@@ -6,7 +6,8 @@ connections, and nothing about any request. Part of the contract that no type ca
 - `await progress.started()` comes before the first byte leaves for the provider, and nowhere else: after it the call
   counts as made, and a crash leaves it in doubt.
 - Cancelling the task that runs `call` closes the exchange at once (the provider sees the socket close) and leaks nothing.
-- The deadline of the whole call is the caller's business (`callpool.workers.call`): a provider sets none of its own that is shorter.
+- The deadlines of a call are the caller's business (`callpool.workers.call`): a provider sets none of its own that is shorter. It
+  tells of a stream what brings the answer on, and when the answer is whole.
 - Every failure leaves as a `CallpoolError` of the provider family, never as a library's exception, and never with a key in it.
 """
 
@@ -26,7 +27,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool
     timeout: float
-    """Seconds for the whole call; informative here."""
+    """Seconds for the whole call. This and the next two are kept by `callpool.workers.call`; informative here."""
+    first_token_timeout: float | None = None
+    """Of a stream: seconds from `started` to the first chunk that brings anything."""
+    idle_timeout: float | None = None
+    """Of a stream: seconds from one chunk that brings anything to the next."""
     messages: list[dict[str, Any]]
     parameters: dict[str, Any] = {}
     """Everything else of the request's body, passed to the provider as it is (`temperature`, `max_tokens`, `tools`, …)."""
@@ -52,11 +57,15 @@ class Progress(Protocol):
     async def started(self) -> None:
         """The next thing is the provider: returns once the supervisor's pipe has the news."""
 
-    async def chunk(self, text: str, raw: dict[str, Any] | None) -> None:
+    async def chunk(self, text: str, raw: dict[str, Any] | None, *, useful: bool = True) -> None:
         """A piece of a streamed answer: its text (may be empty) and the provider's own chunk object.
 
-        Awaiting it is the stream's flow control: it waits while the way to the client is full.
+        `useful`: whether it brings the answer on; a service may send empty ones only to keep the connection. Awaiting it is the
+        stream's flow control: it waits while the way to the client is full.
         """
+
+    def whole(self) -> None:
+        """The answer is whole: what a stream still brings is counts, and no silence is too long any more."""
 
 
 class Provider(Protocol):

@@ -117,6 +117,14 @@ class Joined:
         return self._choices[index]
 
 
+def brings_on(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk that was taken in has anything of an answer: text, reasoning, a piece of a tool call, an end."""
+    return any(
+        choice.get("finish_reason") or any(value for key, value in (choice.get("delta") or {}).items() if key != "role")
+        for choice in chunk.get("choices") or ()
+    )
+
+
 class _Choice:
     """One choice of a stream."""
 

@@ -23,7 +23,7 @@ from callpool.manager.errors import ConfigError, ProviderError, ProviderRejected
 from callpool.version import __version__
 from callpool.workers.providers import failures
 from callpool.workers.providers.base import Answer, Call, Progress
-from callpool.workers.providers.completion import Joined, Malformed, read_completion
+from callpool.workers.providers.completion import Joined, Malformed, brings_on, read_completion
 from callpool.workers.providers.connections import ConnectionFailed, Connections, Reply
 from callpool.workers.providers.presets import Preset
 from callpool.workers.providers.secret import Secret
@@ -36,6 +36,8 @@ REFUSAL_WAIT = 5.0
 
 TRAILER_WAIT = 5.0
 """Seconds from a stream's finish reason to its end: the answer is there, the token counts may follow."""
+TRAILER_SHARE = 0.9
+"""Of the call's time, after which nothing is waited for that only counts: a whole answer must not be lost to the deadline."""
 
 CLOSING_WAIT = 0.1
 """Seconds from `[DONE]` to a stream's end: waiting longer than a new connection takes would be no gain."""
@@ -83,6 +85,7 @@ class OpenAICompatible:
         """Make one call. Raises `ProviderError` subclasses; a cancelled call closes its connection at once."""
         body = self._body(call)
         joined = Joined(self._preset.usage) if call.stream else None
+        began = _now()
         await progress.started()
         failure: ProviderError
         try:
@@ -92,7 +95,7 @@ class OpenAICompatible:
                 elif joined is None or reply.content_type in NO_STREAM:
                     return await self._read_plain(call, reply, progress)
                 else:
-                    return await self._read_stream(call, reply, joined, progress)
+                    return await self._read_stream(call, reply, joined, progress, began)
         except ConnectionFailed as lost:
             partial = joined.text if joined else None
             failure = failures.unreachable(call, lost.phase, lost.reason, retryable=lost.retryable, partial=partial)
@@ -146,8 +149,9 @@ class OpenAICompatible:
             await progress.chunk(answer.content, None)
         return answer
 
-    async def _read_stream(self, call: Call, reply: Reply, joined: Joined, progress: Progress) -> Answer:
+    async def _read_stream(self, call: Call, reply: Reply, joined: Joined, progress: Progress, began: float) -> Answer:
         """Chunks until `[DONE]` or the end; after the finish reason a break, or TRAILER_WAIT, is an end too."""
+        last_call = began + TRAILER_SHARE * call.timeout
         decoder = SseDecoder(self._bounds.event)
         size = 0
         until: float | None = None
@@ -169,12 +173,13 @@ class OpenAICompatible:
                     break
                 chunk = _decode(payload)
                 self._check_refusal(call, chunk, reply.status, joined)
-                await progress.chunk(joined.add(chunk), chunk)
+                await _pass_on(chunk, joined, progress)
             if until is None and joined.complete:
-                until = _now() + TRAILER_WAIT
+                until = min(_now() + TRAILER_WAIT, last_call)
         if not joined.complete:
             raise Malformed("its stream ended without a finish reason")
-        await _read_to_end(reply)
+        if done:
+            await _read_to_end(reply)
         return self._checked(call, read_completion(joined.body(), self._preset.usage))
 
     def _check_refusal(self, call: Call, body: dict[str, Any], status: int, joined: Joined | None = None) -> None:
@@ -228,6 +233,13 @@ def _decode(data: bytes) -> dict[str, Any]:
     if not isinstance(decoded, dict):
         raise Malformed("it is no JSON object")
     return decoded
+
+
+async def _pass_on(chunk: dict[str, Any], joined: Joined, progress: Progress) -> None:
+    text = joined.add(chunk)
+    if joined.complete:
+        progress.whole()
+    await progress.chunk(text, chunk, useful=brings_on(chunk))
 
 
 async def _read_to_end(reply: Reply) -> None:
