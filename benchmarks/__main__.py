@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+import cancels
 import machine
 import memory
 import noop_rate
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Sizes], list[Result]]] = {
     "noops": noop_rate.run,
     "roundtrip": round_trip.run,
     "calls": provider_calls.run,
+    "cancels": cancels.run,
     "memory": memory.run,
     "ready": readiness.run,
     "sessions": sessions.run,

@@ -265,7 +265,7 @@ class ResultTimeout(CallpoolError, TimeoutError):
 
 
 class RequestCancelled(CallpoolError):
-    """Somebody cancelled the request, or its client went away, or a drain reached its deadline: see the message."""
+    """Cancelled, or its client went away, or a drain cut it: see the message; `cancel_seconds` until a call was ended, if one was."""
 
     code = "cancelled"
 

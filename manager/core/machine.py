@@ -385,7 +385,10 @@ class Core:
     def _finish(self, request: Request, report: Finished, now: Now, effects: list[Effect]) -> None:
         fault = report.fault
         if fault is not None and fault.code == "cancelled" and request.ending is not None:
-            fault = request.ending  # the acknowledgement of an order: the reason is the order's
+            # The acknowledgement of an order: the provider's socket is closed, and the reason is the order's.
+            took = now.monotonic - request.ending_since
+            self.sessions.cancels.add(took)
+            fault = refusals.acknowledged(request.ending, took)
         if fault is None and request.state is State.ALLOCATED:
             self._start(request, now)  # an answer that needed no provider
         if request.state is State.PROCESSING:
@@ -458,6 +461,7 @@ class Core:
         if request.ending is not None:
             return
         request.ending = fault
+        request.ending_since = now.monotonic
         self._deadlines.set(request.request_id, now.monotonic + END_GRACE)
         order = CancelCall(request.request_id, request.attempt)
         if request.kind is Kind.FUNCTION:

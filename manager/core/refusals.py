@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from callpool.manager.core.faults import Detail, Fault
 from callpool.manager.core.states import State
 
@@ -135,6 +137,11 @@ def queue_full(scheduler: Scheduler, promised: int) -> Fault:
         hint="submit later, or raise max_queued_requests",
         details={"waiting": waiting, "promised": promised, "limit": limit, "queued_bytes": scheduler.queued_bytes},
     )
+
+
+def acknowledged(ending: Fault, seconds: float) -> Fault:
+    """A call was ended for this reason, and its worker has said so."""
+    return msgspec.structs.replace(ending, details={**ending.details, "cancel_seconds": seconds})
 
 
 def cancelled(by: str) -> Fault:

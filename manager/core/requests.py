@@ -59,6 +59,7 @@ class Request:
         "attempt",
         "client",
         "ending",
+        "ending_since",
         "holder",
         "kind",
         "metadata",
@@ -123,6 +124,8 @@ class Request:
         self.session: Session | None = None
         self.ending: Fault | None = None
         """Why its call is being ended, from the order to the worker until the worker's report."""
+        self.ending_since = 0.0
+        """Monotonic seconds of that order."""
         self.phases: list[tuple[Phase, Now]] = []
 
 

@@ -85,6 +85,8 @@ class SessionTable:
         self.durations = Histogram()
         self.queue_waits = Histogram()
         """Seconds from the queue to the session, of requests that were submitted."""
+        self.cancels = Histogram()
+        """Seconds from the order to end a call to its worker's word that the provider's socket is closed."""
         self.creations = Rate()
         self.completions = Rate()
         self.by_provider = Tally()
@@ -164,7 +166,7 @@ class SessionTable:
         self.live_at_reset = len(self.live)
         self.peak = self.active
         self.rejected_capacity = self.rejected_metadata_size = self.rejected_creation_error = 0
-        for histogram in (self.durations, self.queue_waits):
+        for histogram in (self.durations, self.queue_waits, self.cancels):
             histogram.clear()
         for rate in (self.creations, self.completions):
             rate.clear(now)
@@ -215,6 +217,7 @@ class SessionTable:
             "timeout_rate": share(Outcome.TIMEOUT),
             "duration_seconds": self.durations.as_plain(),
             "queue_wait_seconds": self.queue_waits.as_plain(),
+            "cancel_seconds": self.cancels.as_plain(),
             "creations_per_second": self.creations.per_second(now),
             "completions_per_second": self.completions.per_second(now),
             "providers": self.by_provider.as_plain(),

@@ -33,6 +33,10 @@ CONTENDERS = {
         "provider calls, wall time": {"callpool", "plain aiohttp"},
         "provider calls, CPU time": {"callpool", "plain aiohttp"},
     },
+    "cancels": {
+        "cancel to socket close, median": {"callpool", "plain aiohttp"},
+        "cancel to socket close, 99th percentile": {"callpool", "plain aiohttp"},
+    },
     "memory": {
         "memory, idle": {"supervisor and workers", "supervisor", "workers", "helpers"},
         "memory, queued": {"supervisor and workers", "supervisor", "workers", "helpers"},
@@ -73,6 +77,7 @@ COUNTS = {
         "peak of callpool": 5,
         "peak of plain aiohttp": 5,
     },
+    "cancel to socket close, median": {"calls of callpool": 5, "calls of plain aiohttp": 5},
     "memory, queued": {"requests queued": 50},
     "session lifecycle": {"lifecycles of callpool": 10 + 10 + 40},  # two verbs, four verbs, 4 processes
     "memory of a session": {"sessions held": 50},
@@ -121,7 +126,7 @@ def test_all_benchmarks_run_and_count_right(tmp_path: Path) -> None:
         assert all(len(figures) == 1 for figures in result["figures"].values()), result["name"]
         assert result["name"] in ended.stdout
     assert {result["name"]: result["counts"] for result in results if result["counts"]} == COUNTS
-    assert sum(len(result["targets"]) for result in results) == 6
+    assert sum(len(result["targets"]) for result in results) == 7
 
 
 def test_an_unknown_benchmark_is_refused_by_name() -> None:

@@ -254,11 +254,14 @@ def test_cancel_of_an_active_call_keeps_the_slot_until_the_worker_says_so(*, sta
     worker, attempt = b.holder("r1")
     assert b.do(CancelAsked("c", "r1")) == [ToWorker(worker, CancelCall("r1", attempt))]
     assert b.do(CancelAsked("c", "r1")) == [], "one order is enough"
+    b.time += 0.25
     effects = b.finish("r1", fault=CANCELLED)
     message = done(effects)
     assert message.state == "cancelled"
     assert message.fault is not None
     assert message.fault.message == "cancelled by its client"
+    assert message.fault.details == {"reason": "asked", "cancel_seconds": 0.25}
+    assert (b.core.sessions.cancels.count, b.core.sessions.cancels.total) == (1, 0.25)
     assert dispatched(effects) == ["r2"]
 
 
@@ -305,7 +308,7 @@ def test_the_core_ends_a_call_whose_worker_keeps_no_time() -> None:
     message = done(b.finish("r1", fault=CANCELLED))
     assert message.state == "timeout"
     assert message.fault is not None
-    assert message.fault.details == {"seconds": 5.0, "which": "total"}
+    assert message.fault.details == {"seconds": 5.0, "which": "total", "cancel_seconds": 0.0}
 
 
 def test_a_client_that_goes_away_ends_its_own_queued_and_active_requests_only() -> None:

@@ -142,7 +142,9 @@ def _cancel(handle: Handle, *, as_json: bool) -> Exit:
     if error is not None and as_json:
         failures.tell(error, as_json=True)
     elif error is not None:
-        terminal.say(f"callpool: {handle.request_id}: {terminal.one_line(error.message)}")
+        took = error.details.get("cancel_seconds")
+        ended = "" if took is None else f" (the call was ended within {took * 1000:.0f} ms)"
+        terminal.say(f"callpool: {handle.request_id}: {terminal.one_line(error.message)}{ended}")
     else:
         terminal.say(f"callpool: {handle.request_id} had ended before it could be cancelled")
     return Exit.INTERRUPTED
