@@ -142,5 +142,7 @@ def _fault_in_provider(call: Call, what: str, kind: str) -> ProviderError:
         provider=call.provider,
         model=call.model,
         retryable=False,
+        retry_after=None,
+        scope="request",
         exception=clean(kind, 80),
     )

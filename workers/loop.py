@@ -140,10 +140,17 @@ class WorkerLoop:
     async def _answer(self, order: Dispatch) -> bytes:
         provider = self._providers.get(order.provider)
         if provider is None:
-            raise ProviderUnreachable(f"provider {order.provider!r} has no address yet", provider=order.provider)
-        return _encode_answer(
-            await run_call(provider, _decode_call(order), _Progress(self._link, order, self._is_lone))
-        )
+            raise ProviderUnreachable(
+                f"provider {order.provider!r} has no address yet",
+                provider=order.provider,
+                model=order.model,
+                phase="connect",
+                retryable=True,
+                retry_after=None,
+                scope="provider",
+            )
+        answer = await run_call(provider, _decode_call(order), _Progress(self._link, order, self._is_lone))
+        return _encode_answer(answer, order)
 
     def _task_ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
         """Report what the task could not: it was cancelled, or it broke in a way that no provider may."""
@@ -233,10 +240,19 @@ def _decode_call(order: Dispatch) -> Call:
     )
 
 
-def _encode_answer(answer: Answer) -> bytes:
+def _encode_answer(answer: Answer, order: Dispatch) -> bytes:
     body = msgspec.json.encode(answer)
     if len(body) > MAX_ANSWER:
-        raise BrokenAnswer(f"the answer is {len(body)} bytes as JSON, the limit is {MAX_ANSWER}", size=len(body))
+        raise BrokenAnswer(
+            f"the answer is {len(body)} bytes as JSON, the limit is {MAX_ANSWER}",
+            provider=order.provider,
+            model=order.model,
+            retryable=False,
+            retry_after=None,
+            scope="request",
+            size=len(body),
+            limit=MAX_ANSWER,
+        )
     return body
 
 

@@ -17,7 +17,7 @@ HIGHEST = 17
 """Exponent of the last bucket: 131,072 seconds; a day has 86,400."""
 BUCKETS = (HIGHEST - LOWEST + 1) * STEPS
 FOLD = 128
-"""Values that wait together: folding them takes about 50 microseconds, which is the most that one `add` can take."""
+"""Values that wait together: folding them takes 50 to 100 microseconds, which is the most that one `add` can take."""
 _FRACTION_BITS = 52 - (STEPS.bit_length() - 1)
 """Bits of an IEEE 754 double below those that tell buckets apart."""
 _FIRST = (1022 + LOWEST) * STEPS

@@ -28,6 +28,8 @@ SECONDS = st.floats(0.0, 100_000.0) | st.floats(0.0, 0.01) | st.integers(0, 86_4
 @STEADY
 @given(st.lists(SECONDS, max_size=3 * FOLD))
 @example([0.1, 0.2, 0.3] * 50)
+@example([0.1] + [0.2] * 2 * FOLD)
+@example([0.3] + [0.2] * 2 * FOLD)
 def test_a_histogram_is_exact_but_for_its_quantiles(values: list[float]) -> None:
     histogram = Histogram()
     for value in values:

@@ -25,6 +25,7 @@ from callpool.workers.providers.failures import (
     MAX_PARTIAL,
     Refusal,
     broken,
+    failed_finish,
     find_refusal,
     read_refusal,
     refused,
@@ -39,17 +40,17 @@ NOW = 1_800_000_000.0
 
 def refusal_of(preset: Preset, status: int, body: object, **headers: str) -> ProviderError:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return refused(preset, CALL, read_refusal(data, status, headers, NOW), now=NOW)
+    return refused(preset, CALL, read_refusal(data, status, headers), now=NOW)
 
 
 def error(**fields: Any) -> dict[str, Any]:
     return {"error": {"message": "words", **fields}}
 
 
-# (status, code or type, class, scope, retryable, limit): the provider's tables, row by row.
+# (status, code or type, class, scope, retryable, limit where there is one): the provider's tables, row by row.
 
 REQUEST, MODEL, ACCOUNT, PROVIDER = "request", "model", "account", "provider"
-Row = tuple[int, str, type[ProviderError], str, bool]
+Row = tuple[int, str, type[ProviderError], str, bool] | tuple[int, str, type[ProviderError], str, bool, str | None]
 
 KIMI_TABLE: list[Row] = [
     (400, "invalid_request_error", ProviderRejected, REQUEST, False),
@@ -58,7 +59,7 @@ KIMI_TABLE: list[Row] = [
     (401, "incorrect_api_key_error", CredentialRefused, ACCOUNT, False),
     (403, "permission_denied_error", CredentialRefused, ACCOUNT, False),
     (404, "resource_not_found_error", ModelGone, MODEL, False),
-    (429, "rate_limit_reached_error", RateLimited, ACCOUNT, True),
+    (429, "rate_limit_reached_error", RateLimited, ACCOUNT, True, None),
     (429, "engine_overloaded_error", ProviderOverloaded, PROVIDER, True),
     (429, "exceeded_current_quota_error", QuotaExhausted, ACCOUNT, False),
     (403, "exceeded_current_quota_error", QuotaExhausted, ACCOUNT, False),
@@ -76,16 +77,16 @@ GLM_TABLE: list[Row] = [
     *[(400, str(code), ModelGone, MODEL, False) for code in (1211, 1212, 1220, 1221, 1222, 1311)],
     (500, "1230", ProviderError, PROVIDER, True),
     (500, "1234", ProviderError, PROVIDER, True),
-    (400, "1231", ProviderError, PROVIDER, True),
+    (400, "1231", ProviderRejected, REQUEST, False),
     (400, "1301", ContentRefused, REQUEST, False),
-    (429, "1302", RateLimited, ACCOUNT, True),
-    (429, "1303", RateLimited, ACCOUNT, True),
-    (429, "1304", RateLimited, ACCOUNT, False),
+    (429, "1302", RateLimited, ACCOUNT, True, "concurrency"),
+    (429, "1303", RateLimited, ACCOUNT, True, "rpm"),
+    (429, "1304", RateLimited, ACCOUNT, False, "rpd"),
     (429, "1305", ProviderOverloaded, PROVIDER, True),
     (429, "1312", ProviderOverloaded, PROVIDER, True),
-    (429, "1308", RateLimited, ACCOUNT, False),
-    (429, "1310", RateLimited, ACCOUNT, False),
-    (429, "1316", RateLimited, ACCOUNT, False),
+    (429, "1308", RateLimited, ACCOUNT, False, "window"),
+    (429, "1310", RateLimited, ACCOUNT, False, "window"),
+    (429, "1316", RateLimited, ACCOUNT, False, "window"),
     (429, "1309", QuotaExhausted, ACCOUNT, False),
     (429, "1313", CredentialRefused, ACCOUNT, False),
     (200, "1234", ProviderError, PROVIDER, True),
@@ -93,15 +94,17 @@ GLM_TABLE: list[Row] = [
 OPENAI_TABLE: list[Row] = [
     (400, "invalid_request_error", ProviderRejected, REQUEST, False),
     (400, "content_filter", ContentRefused, REQUEST, False),
+    (400, "content_policy_violation", ContentRefused, REQUEST, False),
     (401, "invalid_api_key", CredentialRefused, ACCOUNT, False),
     (404, "model_not_found", ModelGone, MODEL, False),
     (404, "of a kind we never saw", ModelGone, MODEL, False),
     (422, "of a kind we never saw", ProviderRejected, REQUEST, False),
     (429, "insufficient_quota", QuotaExhausted, ACCOUNT, False),
     (429, "billing_hard_limit_reached", QuotaExhausted, ACCOUNT, False),
-    (429, "rate_limit_exceeded", RateLimited, ACCOUNT, True),
-    (429, "of a kind we never saw", RateLimited, ACCOUNT, True),
-    (500, "server_error", ProviderError, PROVIDER, True),
+    (429, "rate_limit_exceeded", RateLimited, ACCOUNT, True, None),
+    (429, "of a kind we never saw", RateLimited, ACCOUNT, True, None),
+    (200, "server_error", ProviderError, PROVIDER, True),
+    (400, "server_error", ProviderError, PROVIDER, True),
     (529, "overloaded_error", ProviderOverloaded, PROVIDER, True),
 ]
 
@@ -117,28 +120,29 @@ OPENAI_TABLE: list[Row] = [
     ids=lambda each: f"{each[1]}-{each[0]}" if isinstance(each, tuple) else "",
 )
 def test_the_providers_tables(preset: Preset, row: Row, field: str) -> None:
-    status, code, kind, scope, retryable = row
+    status, code, kind, scope, retryable, *limits = row
     found = refusal_of(preset, status, error(**{field: code}))
     assert type(found) is kind
-    told = found.details
-    wait, limit = told.pop("retry_after"), told.pop("limit", "none")
-    assert told == {
+    expected = {
         "provider": "fake",
         "model": "m",
         "status": status,
         "provider_code": code,
         "retryable": retryable,
+        "retry_after": 1.0 if limits == ["concurrency"] else None,
         "scope": scope,
     }
-    assert (limit == "none") == (kind is not RateLimited)
-    assert wait == (1.0 if limit == "concurrency" else None)
+    assert found.details == (expected | {"limit": limits[0]} if limits else expected)
+    assert bool(limits) == (kind is RateLimited)
     assert f"HTTP {status}" in str(found)
     assert pickle.loads(pickle.dumps(found)).details == found.details  # noqa: S301  our own bytes
 
 
 def test_the_tables_name_every_code_that_a_preset_knows() -> None:
-    for preset, table in ((KIMI, KIMI_TABLE), (GLM, GLM_TABLE)):
-        assert set(preset.verdicts) == {code for _, code, *_ in table}
+    for preset, table in ((KIMI, KIMI_TABLE), (GLM, GLM_TABLE), (OPENAI, OPENAI_TABLE)):
+        assert set(preset.verdicts) <= {code for _, code, *_ in table}
+    assert set(KIMI.verdicts) == {code for _, code, *_ in KIMI_TABLE}
+    assert set(GLM.verdicts) == {code for _, code, *_ in GLM_TABLE}
 
 
 @pytest.mark.parametrize(
@@ -150,13 +154,36 @@ def test_the_tables_name_every_code_that_a_preset_knows() -> None:
         (OPENAI, 404, b"<html>nothing here</html>", ProviderError, False, None),
         (OPENAI, 404, {"detail": "Not Found"}, ProviderError, False, None),
         (OPENAI, 405, b"", ProviderError, False, None),
-        (OPENAI, 408, b"", ProviderError, True, None),
+        *[(OPENAI, status, b"", ProviderError, True, None) for status in (408, 409, 425, 499)],
         (OPENAI, 402, b"", QuotaExhausted, False, None),
         (OPENAI, 413, b"", ProviderRejected, False, None),
         (OPENAI, 429, error(type="tokens", code="rate_limit_exceeded"), RateLimited, True, "rate_limit_exceeded"),
         (OPENAI, 302, b"", ProviderError, False, None),
         (OPENAI, 500, b"", ProviderError, True, None),
         (KIMI, 504, b"<html>504</html>", ProviderError, True, None),
+        # As Zhipu's gateway answers a wrong path, and as Google's wraps its errors.
+        (
+            GLM,
+            404,
+            {
+                "timestamp": "2026-01-01",
+                "status": 404,
+                "error": "Not Found",
+                "path": "/api/paas/v4/v1/chat/completions",
+            },
+            ProviderError,
+            False,
+            None,
+        ),
+        (OPENAI, 404, [error(code=404, status="NOT_FOUND")], ModelGone, False, "404"),
+        # A refusal under a status that was sent before it was known.
+        (LOCAL, 200, {"object": "error", "message": "prompt too long", "code": 400}, ProviderRejected, False, "400"),
+        (OPENAI, 200, error(type="invalid_request_error"), ProviderRejected, False, "invalid_request_error"),
+        (OPENAI, 200, error(code=402), QuotaExhausted, False, "402"),
+        (OPENAI, 200, error(code=429), RateLimited, True, "429"),
+        (OPENAI, 200, error(code="n/a"), ProviderError, True, "n/a"),
+        (OPENAI, 200, error(code="1234567"), ProviderError, True, "1234567"),
+        (LOCAL, 429, error(code="insufficient_quota"), QuotaExhausted, False, "insufficient_quota"),
         (LOCAL, 503, {"object": "error", "message": "loading", "code": 503}, ProviderError, True, "503"),
         (GLM, 429, error(code=1302), RateLimited, True, "1302"),
         (GLM, 434, b"", ModelGone, False, None),
@@ -196,7 +223,10 @@ LIMITS = [
     (OPENAI, "the rpmless trpd words are no limit", None, None),
     (GLM, "已达到 5 小时的使用上限。您的限额将在 2027-01-15 17:00:00 重置。", "window", 3600.0),
     (GLM, "Weekly/Monthly Limit Exhausted. Your limit will reset at 2027-01-15T09:00:00Z", "window", 3600.0),
+    (GLM, "[2027-01-15 15:59:00] limit reached, it will reset at 2027-01-15 18:00:00", "window", 7200.0),
     (GLM, "the limit resets, some time", "window", None),
+    (GLM, "您的限额将在 5 小时后重置", "window", 18_000.0),
+    (OPENAI, "Rate limit reached on tokens per day (TPD). Please try again in 7h12m0s.", "tpd", 25_920.0),
 ]
 CODES = [(KIMI, "rate_limit_reached_error"), (OPENAI, "rate_limit_exceeded"), (GLM, "1308")]
 
@@ -222,6 +252,43 @@ def test_a_header_wins_over_the_words_and_the_words_over_the_usual_wait() -> Non
     assert refusal_of(KIMI, 429, body, **{"Retry-After": "3"}).retry_after == 3.0
     assert refusal_of(KIMI, 429, body, **{"Retry-After": "soon"}).retry_after == 7.0
     assert refusal_of(KIMI, 401, error(type="invalid_authentication_error"), **{"Retry-After": "3"}).retry_after is None
+    assert refusal_of(OPENAI, 503, error(), **{"Retry-After": "3"}).retry_after == 3.0
+    assert refusal_of(KIMI, 429, error(type="engine_overloaded_error"), **{"Retry-After": "3"}).retry_after == 3.0
+    words = {"error": {"type": "engine_overloaded_error", "message": "overloaded, try again in 30 seconds"}}
+    assert refusal_of(KIMI, 429, words).retry_after == 30.0
+    assert refusal_of(OPENAI, 500, {"error": {"message": "try again in 30 seconds"}}).retry_after is None
+
+
+def test_the_end_of_a_plan_may_be_further_than_an_hour() -> None:
+    for code in ("1308", "1304"):
+        assert refusal_of(GLM, 429, error(code=code), **{"Retry-After-Ms": "7200000"}).retry_after == 7200.0
+    assert refusal_of(GLM, 429, error(code="1302"), **{"Retry-After-Ms": "7200000"}).retry_after == 3600.0
+
+
+def test_more_tokens_than_a_minute_has_are_no_wait() -> None:
+    message = "Request too large for m on tokens per min (TPM): Limit 10, Requested 20. The input must be reduced."
+    found = refusal_of(OPENAI, 429, {"error": {"code": "rate_limit_exceeded", "message": message}})
+    assert (type(found), found.retryable) == (ProviderRejected, False)
+
+
+def test_a_finish_that_is_none_has_the_verdict_of_its_reason() -> None:
+    for reason, verdict in GLM.failed_finishes.items():
+        found = failed_finish(CALL, reason, verdict, "text")
+        assert (type(found), found.retryable, found.scope) == (verdict.error, verdict.retryable, verdict.scope)
+        assert (found.provider_code, found.partial) == (reason, "text")
+    assert GLM.failed_finishes["network_error"].retryable
+    assert not GLM.failed_finishes["sensitive"].retryable
+
+
+def test_what_to_do_is_told_where_the_class_alone_would_not() -> None:
+    for code in ("1113", "1309", "1305", "1304", "1308"):
+        assert refusal_of(GLM, 429, error(code=code)).hint
+    assert "base_url" in str(refusal_of(GLM, 429, error(code="1113")).hint)
+
+
+def test_a_message_as_long_as_an_answer_is_not_searched_to_its_end() -> None:
+    message = "a " * 4_000_000 + "TPM"
+    assert refusal_of(OPENAI, 429, {"error": {"code": "rate_limit_exceeded", "message": message}}).limit is None
 
 
 def test_a_service_may_lower_our_hopes_and_not_raise_them() -> None:
@@ -249,19 +316,19 @@ def test_a_service_may_lower_our_hopes_and_not_raise_them() -> None:
     ],
 )
 def test_the_words_of_every_kind_of_body(body: bytes, words: str) -> None:
-    found = read_refusal(body, 500, {}, NOW)
+    found = read_refusal(body, 500, {})
     assert words in found.message if words else not found.message
     assert str(refused(OPENAI, CALL, found, now=NOW)).isprintable()
 
 
 @given(st.binary(max_size=200))
 def test_no_body_breaks_the_reading(body: bytes) -> None:
-    assert isinstance(read_refusal(body, 500, {}, NOW), Refusal)
+    assert isinstance(read_refusal(body, 500, {}), Refusal)
 
 
 @pytest.mark.parametrize("body", [{}, {"error": None}, {"error": {}}, {"choices": []}, {"object": "chat.completion"}])
 def test_an_answer_is_no_refusal(body: dict[str, Any]) -> None:
-    assert find_refusal(body, 200) is None
+    assert find_refusal(body, 200, {}) is None
 
 
 def test_the_key_never_shows_in_a_failure() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from email.utils import formatdate
 
@@ -82,6 +83,16 @@ def test_milliseconds_win() -> None:
         ("please wait 3 sec", 3.0),
         ("请求过于频繁 请在 3 秒后重试", 3.0),
         ("请 2 分钟之后再试", 120.0),
+        ("try again in 1 minute 30 seconds", 90.0),
+        ("try again in 1 minute and 30 seconds", 90.0),
+        ("Please try again in 1m 30s.", 90.0),
+        ("请 1.5 分钟后重试", 90.0),
+        ("请在 0.5秒后重试", 0.5),
+        ("请在 3 秒钟后重试", 3.0),
+        ("try again later. 5 hour limit reached", None),
+        ("Error: retry 3 times at most; please try again in 20s", 20.0),
+        ("Do not retry: HTTP 429. Please try again in 20s", 20.0),
+        ("try again in 1.2.3 s", None),
         ("已达到 5 小时的使用上限", None),
         ("limit: 100, current: 1410", None),
         ("please try again later", None),
@@ -114,11 +125,12 @@ def test_spans_are_none_or_within_bounds(message: str) -> None:
         ("您的限额将在 2027-01-15 17:00:00 重置。", 3600.0),
         ("reset at 2027-01-15 10:00:00 +01:00", 3600.0),
         ("reset at 2027-01-15 10:00:00+0100", 3600.0),
-        ("reset at 2027-01-15T07:00:00Z", 0.0),
+        ("[2027-01-15 15:59:00] limit; reset at 2027-01-15 20:00:00", 14_400.0),
+        ("reset at 2027-01-15T07:00:00Z", None),
         ("reset at 2037-01-15T07:00:00Z", MAX_WINDOW),
         ("reset at 2027-06-31 07:00:00", None),
         ("reset at 9999-12-31 23:59:59 -23:59", MAX_WINDOW),
-        ("reset at 0001-01-01 00:00:00", 0.0),
+        ("reset at 0001-01-01 00:00:00", None),
         ("reset at 2027-01-15", None),
         ("reset soon", None),
     ],
@@ -127,3 +139,19 @@ def test_moments_in_words(message: str, seconds: float | None) -> None:
     now = datetime(2027, 1, 15, 8, tzinfo=UTC).timestamp()
     assert now == NOW
     assert seconds_until_moment(message, now, 8.0) == seconds
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "America/New_York"])
+@pytest.mark.parametrize(
+    "value", ["Fri Jan 15 08:01:30 2027", "Fri, 15 Jan 2027 08:01:30 -0000", "Fri, 15 Jan 2027 08:01:30"]
+)
+def test_a_date_without_a_zone_is_utc_wherever_this_machine_is(
+    monkeypatch: pytest.MonkeyPatch, zone: str, value: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert read_retry_after({"Retry-After": value}, NOW) == 90.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -28,11 +28,20 @@ from callpool.workers.providers.base import Call
 from callpool.workers.providers.presets import Preset
 from callpool.workers.providers.secret import redact
 from callpool.workers.providers.verdicts import LONG_LIMITS, SLOW_DOWN, WRONG_ADDRESS, Verdict, by_status, by_words
-from callpool.workers.providers.waits import read_retry_after, seconds_in, seconds_until_moment
+from callpool.workers.providers.waits import (
+    MAX_RETRY_AFTER,
+    MAX_WINDOW,
+    read_retry_after,
+    seconds_in,
+    seconds_until_moment,
+)
 from callpool.workers.providers.wording import clean
 
 MAX_PARTIAL = 1 << 20
 """Characters of `partial`: the longest answer of today's models fits (131,072 tokens of about four letters)."""
+
+BAD_REQUEST_TYPES = frozenset({"invalid_request_error", "BadRequestError"})
+"""What servers without codes call a request that they refuse in the middle of a stream, whose status was sent long before."""
 
 _DID = {
     ProviderRejected: "refused the request",
@@ -56,10 +65,8 @@ class Refusal(msgspec.Struct, frozen=True):
     """The provider's own words for it, the most exact one first."""
     structured: bool = False
     """Whether there was an error object: a bare 404 is a wrong address, one with an error object a missing model."""
-    retry_after: float | None = None
-    """Seconds, by its headers."""
-    hopeless: bool = False
-    """Whether a header says that the same request will not succeed later either."""
+    headers: Mapping[str, str] = {}
+    """They may tell when to try again, or that there is no hope."""
 
 
 def refused(preset: Preset, call: Call, refusal: Refusal, *, now: float, partial: str | None = None) -> ProviderError:
@@ -78,7 +85,7 @@ def refused(preset: Preset, call: Call, refusal: Refusal, *, now: float, partial
         model=call.model,
         status=refusal.status,
         provider_code=code,
-        retryable=verdict.retryable and not refusal.hopeless,
+        retryable=verdict.retryable and not _is_hopeless(refusal.headers),
         retry_after=_wait(preset, verdict, refusal, now),
         scope=verdict.scope,
         **({} if verdict.error is not RateLimited else {"limit": verdict.limit}),
@@ -133,35 +140,26 @@ def broken(call: Call, reason: str, partial: str | None = None) -> BrokenAnswer:
     )
 
 
-def read_refusal(body: bytes, status: int, headers: Mapping[str, str], now: float) -> Refusal:
-    """What an answer with an error status says; a body that is no JSON object (a gateway's HTML page) says little.
-
-    `now` is the wall clock, for a `Retry-After` that is a date.
-    """
-    refusal = _read_words(body, status)
-    # The official SDKs let this header overrule the status both ways. A service may only lower our hopes: on its word alone
-    # nobody calls again on an account without money.
-    hopeless = headers.get("x-should-retry", "").strip().lower() == "false"
-    return msgspec.structs.replace(refusal, retry_after=read_retry_after(headers, now), hopeless=hopeless)
-
-
-def _read_words(body: bytes, status: int) -> Refusal:
+def read_refusal(body: bytes, status: int, headers: Mapping[str, str]) -> Refusal:
+    """What an answer with an error status says; a body that is no JSON object (a gateway's HTML page) says little."""
     try:
         decoded = msgspec.json.decode(body)
     except (ValueError, RecursionError):
         text = body.decode("utf-8", "replace").strip()
-        return Refusal("" if text.startswith("<") else text, status)
+        return Refusal("" if text.startswith("<") else text, status, headers=headers)
+    if isinstance(decoded, list) and len(decoded) == 1:  # as Google's gateway wraps it
+        decoded = decoded[0]
     if isinstance(decoded, dict):
-        found = find_refusal(decoded, status)
+        found = find_refusal(decoded, status, headers)
         if found is not None:
             return found
         # FastAPI says `detail`; other gateways put the sentence at the top.
         words = decoded.get("message") or decoded.get("msg") or decoded.get("detail")
-        return Refusal(words if isinstance(words, str) else "", status, _codes(decoded))
-    return Refusal(decoded if isinstance(decoded, str) else "", status)
+        return Refusal(words if isinstance(words, str) else "", status, _codes(decoded), headers=headers)
+    return Refusal(decoded if isinstance(decoded, str) else "", status, headers=headers)
 
 
-def find_refusal(body: dict[str, Any], status: int) -> Refusal | None:
+def find_refusal(body: dict[str, Any], status: int, headers: Mapping[str, str]) -> Refusal | None:
     """The error inside an object that should have been an answer or a chunk, or None where there is none."""
     error = body.get("error")
     if isinstance(error, dict) and error:
@@ -173,7 +171,8 @@ def find_refusal(body: dict[str, Any], status: int) -> Refusal | None:
     else:
         return None
     text = words if isinstance(words, str) else ""
-    return Refusal(text, status, _codes(source), structured=True)
+    structured = source is error or body.get("object") == "error"
+    return Refusal(text, status, _codes(source), structured=structured, headers=headers)
 
 
 def _judge(preset: Preset, refusal: Refusal) -> tuple[Verdict, str | None]:
@@ -183,7 +182,25 @@ def _judge(preset: Preset, refusal: Refusal) -> tuple[Verdict, str | None]:
     first = refusal.codes[0] if refusal.codes else None
     if refusal.status == 404 and not refusal.structured:
         return WRONG_ADDRESS, first
-    return _told_apart(preset.statuses.get(refusal.status) or by_status(refusal.status), refusal), first
+    status = _status_within(refusal) if refusal.status < 300 else refusal.status
+    return _told_apart(preset.statuses.get(status) or by_status(status), refusal), first
+
+
+def _status_within(refusal: Refusal) -> int:
+    """What would have been the status of a refusal under a status of success: its code says it, or its type."""
+    for code in refusal.codes:
+        if code.isascii() and code.isdecimal() and len(code) == 3 and code[0] in "45":
+            return int(code)
+    return 400 if BAD_REQUEST_TYPES.intersection(refusal.codes) else refusal.status
+
+
+def _is_hopeless(headers: Mapping[str, str]) -> bool:
+    """Whether the service forbids another try.
+
+    The official SDKs let this header overrule the status both ways; here a service may only lower our hopes: on its word alone
+    nobody calls again on an account without money.
+    """
+    return headers.get("x-should-retry", "").strip().lower() == "false"
 
 
 def _told_apart(verdict: Verdict, refusal: Refusal) -> Verdict:
@@ -192,11 +209,15 @@ def _told_apart(verdict: Verdict, refusal: Refusal) -> Verdict:
 
 def _wait(preset: Preset, verdict: Verdict, refusal: Refusal, now: float) -> float | None:
     """Seconds until the same request may succeed: by header, by the message's words, by what such a refusal usually needs."""
-    said = refusal.retry_after if verdict.retryable or verdict.limit else None
-    if said is None and verdict.limit in LONG_LIMITS:
+    if not verdict.retryable and verdict.limit is None:
+        return None
+    is_long = verdict.limit in LONG_LIMITS
+    longest = MAX_WINDOW if is_long else MAX_RETRY_AFTER
+    said = read_retry_after(refusal.headers, now, longest)
+    if said is None and is_long:
         said = seconds_until_moment(refusal.message, now, preset.utc_offset)
     if said is None and verdict.error in (RateLimited, ProviderOverloaded):
-        said = seconds_in(refusal.message)
+        said = seconds_in(refusal.message, longest)
     return verdict.wait if said is None else said
 
 

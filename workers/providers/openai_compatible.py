@@ -130,10 +130,8 @@ class OpenAICompatible:
 
     async def _refused(self, call: Call, reply: Reply) -> ProviderError:
         body = await reply.read_what_comes(MAX_REFUSAL_BYTES, REFUSAL_WAIT)
-        now = time.time()
-        return failures.refused(
-            self._preset, call, failures.read_refusal(body, reply.status, reply.headers, now), now=now
-        )
+        refusal = failures.read_refusal(body, reply.status, reply.headers)
+        return failures.refused(self._preset, call, refusal, now=time.time())
 
     async def _read_plain(self, call: Call, reply: Reply, progress: Progress) -> Answer:
         body = await reply.read_all(self._bounds.answer)
@@ -143,7 +141,7 @@ class OpenAICompatible:
             completion = _decode(body)
         except Malformed as malformed:
             raise Malformed(f"{malformed} (content type {reply.content_type}, {len(body)} bytes)") from None
-        self._check_refusal(call, completion, reply.status)
+        self._check_refusal(call, completion, reply)
         answer = self._checked(call, read_completion(completion, self._preset.usage))
         if call.stream and answer.content:
             await progress.chunk(answer.content, None)
@@ -172,7 +170,7 @@ class OpenAICompatible:
                     done = True
                     break
                 chunk = _decode(payload)
-                self._check_refusal(call, chunk, reply.status, joined)
+                self._check_refusal(call, chunk, reply, joined)
                 await _pass_on(chunk, joined, progress)
             if until is None and joined.complete:
                 until = min(_now() + TRAILER_WAIT, last_call)
@@ -182,9 +180,9 @@ class OpenAICompatible:
             await _read_to_end(reply)
         return self._checked(call, read_completion(joined.body(), self._preset.usage))
 
-    def _check_refusal(self, call: Call, body: dict[str, Any], status: int, joined: Joined | None = None) -> None:
+    def _check_refusal(self, call: Call, body: dict[str, Any], reply: Reply, joined: Joined | None = None) -> None:
         """Raise the error that stands where an answer or a chunk should be: overload can strike after the 200."""
-        refusal = failures.find_refusal(body, status)
+        refusal = failures.find_refusal(body, reply.status, reply.headers)
         if refusal is not None:
             partial = joined.text if joined else None
             raise failures.refused(self._preset, call, refusal, now=time.time(), partial=partial)

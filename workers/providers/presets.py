@@ -19,6 +19,7 @@ from callpool.workers.providers.verdicts import (
     FAILED,
     NO_MODEL,
     NO_MONEY,
+    NO_MONEY_OR_OTHER_PLAN,
     OVERLOADED,
     RPD,
     RPM,
@@ -113,10 +114,11 @@ GLM = Preset(
             ("1110", "1111", "1112", "1121"), BAD_KEY
         ),  # the account is inactive, absent, locked, irregular
         "1313": BAD_KEY,  # restricted for unfair use
-        "1113": NO_MONEY,  # also the answer to a key of the other plan or platform; comes as 429
+        "1113": NO_MONEY_OR_OTHER_PLAN,  # comes as 429
         "1309": NO_MONEY,
-        **dict.fromkeys(("1120", "1230", "1231", "1234"), FAILED),
-        **dict.fromkeys(("1210", "1213", "1214", "1215", "1261", "1300"), BAD_REQUEST),
+        **dict.fromkeys(("1120", "1230", "1234"), FAILED),
+        # 1231: the caller's own `request_id` was used before; the same request would say so again.
+        **dict.fromkeys(("1210", "1213", "1214", "1215", "1231", "1261", "1300"), BAD_REQUEST),
         "1301": CONTENT,
         **dict.fromkeys(("1211", "1212", "1220", "1221", "1222", "1311"), NO_MODEL),
         "1302": CONCURRENCY,
@@ -132,7 +134,7 @@ GLM = Preset(
     failed_finishes={"sensitive": CONTENT, "content_filter": CONTENT, "network_error": FAILED},
 )
 
-LOCAL = Preset(stream_parameters=_COUNT_STREAMS)
+LOCAL = Preset(stream_parameters=_COUNT_STREAMS, verdicts=OPENAI.verdicts)
 """A model server on this machine: its address is known only once it runs."""
 
 PRESETS: Mapping[str, Preset] = {"openai": OPENAI, "kimi": KIMI, "glm": GLM, "local": LOCAL}

@@ -50,7 +50,12 @@ class Verdict:
 BAD_REQUEST = Verdict(ProviderRejected, "request")
 CONTENT = Verdict(ContentRefused, "request")
 BAD_KEY = Verdict(CredentialRefused, "account")
-NO_MONEY = Verdict(QuotaExhausted, "account")
+NO_MONEY = Verdict(QuotaExhausted, "account", hint="top up the account or check its plan: it is refused until then")
+NO_MONEY_OR_OTHER_PLAN = Verdict(
+    QuotaExhausted,
+    "account",
+    hint="top up the account; or the key belongs to the other plan or platform: check `base_url`",
+)
 NO_MODEL = Verdict(ModelGone, "model")
 
 CONCURRENCY = Verdict(RateLimited, "account", retryable=True, limit="concurrency", wait=1.0)
@@ -64,7 +69,9 @@ TPD = Verdict(RateLimited, "account", limit="tpd", hint=_LATER)
 WINDOW = Verdict(RateLimited, "account", limit="window", hint=_LATER)
 
 # Overload is the platform's trouble, not this account's limit: lowering our concurrency would be the wrong lesson.
-OVERLOADED = Verdict(ProviderOverloaded, "provider", retryable=True)
+OVERLOADED = Verdict(
+    ProviderOverloaded, "provider", retryable=True, hint="the provider is overloaded: try again later, or another model"
+)
 FAILED = Verdict(ProviderError, "provider", retryable=True)
 WRONG_ADDRESS = Verdict(
     ProviderError, "account", hint="nothing serves chat completions at this address: check `base_url`"
@@ -96,6 +103,7 @@ BY_WORD: Mapping[str, Verdict] = {
     "tpd": TPD,
 }
 """By the short word in a message that refuses for a limit. Sentences change and are translated, these words stay."""
+_TOO_LARGE = re.compile(r"\brequest (is )?too large\b", re.IGNORECASE | re.ASCII)
 _WORD = re.compile(rf"\b({'|'.join(BY_WORD)})\b", re.IGNORECASE | re.ASCII)
 
 
@@ -110,7 +118,13 @@ def by_status(status: int) -> Verdict:
     return FAILED
 
 
+MAX_WORDS = 2_000
+"""Characters of a message that are searched: it may be as long as an answer, and the search holds up every other call."""
+
+
 def by_words(message: str) -> Verdict:
     """Which limit a refusal for some limit speaks of."""
-    found = _WORD.search(message)
+    if _TOO_LARGE.search(message[:MAX_WORDS]):
+        return BAD_REQUEST  # more tokens than a whole minute has: it would be refused for ever
+    found = _WORD.search(message[:MAX_WORDS])
     return SLOW_DOWN if found is None else BY_WORD[found[1].lower()]
