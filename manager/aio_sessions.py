@@ -125,7 +125,10 @@ class AsyncSessionManager:
     @property
     def is_over(self) -> bool:
         """Whether its supervisor is gone without having been shut down by it."""
-        return self._client is not None and not self._client.is_open and self._last is None
+        client = self._client
+        if client is None or client.is_open or self._last is not None:
+            return False
+        return not endings.under_way(client.address, client.supervisor_pid)
 
     async def client(self) -> AsyncClient:
         """The client behind it, connected."""
@@ -139,13 +142,15 @@ class AsyncSessionManager:
         client.holds_sessions = True
         try:
             return await client.ask(verb, **arguments)
-        except ConnectionLost:
-            ends = endings.under_way(client.address, client.supervisor_pid)
-            if ends:
-                await asyncio.wait([asyncio.wrap_future(end) for end in ends], timeout=endings.LAST_WORDS)
-            if self._last is not None:  # another task or thread of this process has shut it down meanwhile
-                raise shut_down(creating=verb == "create_session") from None
-            raise
+        except ConnectionLost as error:
+            raise await self._why_gone(client, error, creating=verb == "create_session") from None
+
+    async def _why_gone(self, client: AsyncClient, error: CallpoolError, *, creating: bool) -> CallpoolError:
+        """What to raise where the supervisor was found gone: the error, unless this process has shut it down meanwhile."""
+        ends = [asyncio.wrap_future(end) for end in endings.under_way(client.address, client.supervisor_pid)]
+        if ends:
+            await asyncio.wait(ends, timeout=endings.LAST_WORDS)
+        return error if self._last is None else shut_down(creating=creating)
 
     async def ask_or(self, afterwards: Callable[[dict[str, Any]], Any], verb: str, **arguments: Any) -> Any:
         """Call a verb; once this process has shut the supervisor down, what `afterwards` makes of its last words instead."""
@@ -320,7 +325,10 @@ class AsyncSessionManager:
             raise shut_down()
         client = await self._connected()
         client.holds_sessions = True
-        done = await client.run_function(RunFunction(**arguments))
+        try:
+            done = await client.run_function(RunFunction(**arguments))
+        except ConnectionLost as error:
+            raise await self._why_gone(client, error, creating=True) from None
         facts = {"session_id": done.session_id, "request_id": done.request_id, "duration": done.duration}
         return outcome_of(done), facts
 
@@ -347,12 +355,25 @@ class AsyncSessionManager:
         last = self._last
         if last is None:
             client = await self._connected()
-            with endings.expected(client.address, client.supervisor_pid):
-                last = await client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
-                endings.remember(client.address, client.supervisor_pid, last)
-            warn_of_remaining(log, last, seconds)
+            last = await self._shut_down(client, seconds)
         await self._end_embedded()
         return {name: last["report"][name] for name in FIGURES}
+
+    async def _shut_down(self, client: AsyncClient, seconds: float) -> dict[str, Any]:
+        """The supervisor's last words, to us or to whoever of this process was faster."""
+        try:
+            with endings.expected(client.address, client.supervisor_pid):
+                last: dict[str, Any] = await client.ask(
+                    "shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds
+                )
+                endings.remember(client.address, client.supervisor_pid, last)
+        except ConnectionLost as error:
+            gone = await self._why_gone(client, error, creating=False)
+            if self._last is None:
+                raise gone from None
+            return self._last
+        warn_of_remaining(log, last, seconds)
+        return last
 
     # Pieces.
 

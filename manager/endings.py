@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections import OrderedDict
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,9 @@ def expected(address: str, pid: int) -> Iterator[None]:
 def under_way(address: str, pid: int) -> list[Future[None]]:
     """The shutdowns of this supervisor in this process, to be waited for."""
     return [over for key, over in list(_under_way.items()) if key[:2] == (address, pid)]
+
+
+os.register_at_fork(after_in_child=_under_way.clear)  # those are the parent's to end
 
 
 def remember(address: str, pid: int, said: dict[str, Any]) -> None:

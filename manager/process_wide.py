@@ -146,8 +146,8 @@ def close_process_wide() -> None:
 
 
 def _is_usable(shared: _Shared) -> bool:
-    """Not after a crash of its supervisor. After an orderly `shutdown` it still answers: that it is shut down."""
-    return shared.client.is_open or shared.manager.is_shut_down
+    """Not after a crash of its supervisor. After an orderly `shutdown`, and during one, it still answers: that it is shut down."""
+    return shared.client.is_open or shared.manager.is_shutting_down
 
 
 def _take_down() -> None:

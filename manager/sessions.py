@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import threading
 from concurrent.futures import wait
 from operator import itemgetter
@@ -100,6 +101,7 @@ class SessionManager:
         """Sessions whose creation was asked for and never answered; ended with the next verb that comes through."""
         self._supervisor_pid = client.supervisor_pid
         self._shutting_down = threading.Lock()
+        self._shutting_down_pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"<SessionManager of {self.address}>"
@@ -122,6 +124,11 @@ class SessionManager:
         """Whether this process has shut its supervisor down."""
         return self._last is not None
 
+    @property
+    def is_shutting_down(self) -> bool:
+        """Whether it has, or is about to."""
+        return bool(endings.under_way(self.address, self._supervisor_pid)) or self.is_shut_down
+
     def close(self) -> None:
         """Let go: sessions that this client still holds end as errors. Ends an embedded supervisor of our own. Idempotent."""
         try:
@@ -138,19 +145,23 @@ class SessionManager:
         """Call a verb of the service. For handles."""
         if self._last is not None:
             raise shut_down(creating=verb == "create_session")
-        while self._doubtful:
-            ids = self._doubtful[-1]
-            with contextlib.suppress(UnknownRequest):
-                self._lockstep.call("move_session", **ids._asdict(), move="cancel", release=True, settle=True)
-            with contextlib.suppress(ValueError):  # another thread was as fast
-                self._doubtful.remove(ids)
         try:
+            while self._doubtful:
+                self._end_doubtful(self._doubtful[-1])
             return self._lockstep.call(verb, **arguments)
-        except (ConnectionLost, NotRunning, HandshakeFailed):  # the last one if it ended in the middle of a handshake
-            wait(endings.under_way(self.address, self._supervisor_pid), endings.LAST_WORDS)
-            if self._last is not None:  # another thread of this process has shut it down meanwhile
-                raise shut_down(creating=verb == "create_session") from None
-            raise
+        except (ConnectionLost, NotRunning, HandshakeFailed) as error:  # the last one in the middle of a handshake
+            raise self._why_gone(error, creating=verb == "create_session") from None
+
+    def _end_doubtful(self, ids: SessionIds) -> None:
+        with contextlib.suppress(UnknownRequest):
+            self._lockstep.call("move_session", **ids._asdict(), move="cancel", release=True, settle=True)
+        with contextlib.suppress(ValueError):  # another thread was as fast
+            self._doubtful.remove(ids)
+
+    def _why_gone(self, error: CallpoolError, *, creating: bool) -> CallpoolError:
+        """What to raise where the supervisor was found gone: the error, unless this process has shut it down meanwhile."""
+        wait(endings.under_way(self.address, self._supervisor_pid), endings.LAST_WORDS)
+        return error if self._last is None else shut_down(creating=creating)
 
     def ask_or(self, afterwards: Callable[[dict[str, Any]], Any], verb: str, **arguments: Any) -> Any:
         """Call a verb; once this process has shut the supervisor down, what `afterwards` makes of its last words instead."""
@@ -324,7 +335,10 @@ class SessionManager:
         )
         if self._last is not None:
             raise shut_down()
-        done = self._channel_client().run_function(RunFunction(**arguments))
+        try:
+            done = self._channel_client().run_function(RunFunction(**arguments))
+        except (ConnectionLost, NotRunning, HandshakeFailed) as error:
+            raise self._why_gone(error, creating=True) from None
         facts = {"session_id": done.session_id, "request_id": done.request_id, "duration": done.duration}
         return outcome_of(done), facts
 
@@ -348,16 +362,29 @@ class SessionManager:
         Returns the six figures of the specification; a second call returns the same. Raises BadInput, or ConnectionLost.
         """
         seconds = check_shutdown_timeout(timeout_seconds)
+        if self._shutting_down_pid != os.getpid():  # in a forked child: whoever held the lock is not here
+            self._shutting_down, self._shutting_down_pid = threading.Lock(), os.getpid()
         with self._shutting_down:
             last = self._last
             if last is None:
-                client = self._channel_client()
-                with endings.expected(self.address, self._supervisor_pid):
-                    last = client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
-                    endings.remember(self.address, self._supervisor_pid, last)
-                warn_of_remaining(log, last, seconds)
+                last = self._shut_down(seconds)
             self._end_embedded()
         return {name: last["report"][name] for name in FIGURES}
+
+    def _shut_down(self, seconds: float) -> dict[str, Any]:
+        """The supervisor's last words, to us or to another manager of this process that was faster."""
+        try:
+            with endings.expected(self.address, self._supervisor_pid):
+                client = self._channel_client()
+                last: dict[str, Any] = client.ask("shutdown", _wait=seconds + SHUTDOWN_MARGIN, timeout_seconds=seconds)
+                endings.remember(self.address, self._supervisor_pid, last)
+        except (ConnectionLost, NotRunning, HandshakeFailed) as error:
+            gone = self._why_gone(error, creating=False)
+            if self._last is None:
+                raise gone from None
+            return self._last
+        warn_of_remaining(log, last, seconds)
+        return last
 
     def _end_embedded(self) -> None:
         embedded, self._embedded = self._embedded, None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from types import TracebackType
 from typing import Any
 
 from callpool.manager.errors import CallpoolError, ProviderError, RequestTimeout
@@ -23,6 +24,10 @@ from callpool.workers.providers.secret import redact
 from callpool.workers.providers.wording import clean, describe
 
 _NO_SILENCE = contextlib.nullcontext()
+LATE = 0.05
+"""Seconds by which a timer that comes later shows that this process stood still."""
+READ_FIRST = 0.1
+"""Seconds that a stream then has to bring what lies in its socket."""
 
 
 async def run_call(provider: Provider, call: Call, progress: Progress) -> Answer:
@@ -36,10 +41,9 @@ async def run_call(provider: Provider, call: Call, progress: Progress) -> Answer
     failure: CallpoolError
     try:
         async with asyncio.timeout(call.timeout) as total:
-            async with stream.silence if stream else _NO_SILENCE:
-                answer: object = await provider.call(
-                    call, stream or progress
-                )  # what providers promise, and what they do
+            async with stream or _NO_SILENCE:
+                # What providers promise, and what they do.
+                answer: object = await provider.call(call, stream or progress)
         if isinstance(answer, Answer):
             return answer
         failure = _fault_in_provider(call, f"it returned a {type(answer).__name__}", type(answer).__name__)
@@ -78,7 +82,19 @@ class _Stream:
         self.texts: list[str] = []
         self._idle = call.idle_timeout
         self._progress = progress
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._whole = self.patience is None and self._idle is None  # then there is nothing to measure
+
+    async def __aenter__(self) -> None:
+        await self.silence.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        await self.silence.__aexit__(kind, error, trace)
 
     async def started(self) -> None:
         """The provider is next: from here on it may be silent for so long."""
@@ -92,28 +108,48 @@ class _Stream:
         if self._whole:
             await self._progress.chunk(text, raw, useful=useful)
             return
-        clock = asyncio.get_running_loop().time
-        due, now = self.silence.when(), clock()
-        self.silence.reschedule(None)  # from here on it is our client that is waited for
+        due, now = self._due, self._loop.time()
+        listened = self.close()  # from here on it is our client that is waited for
         await self._progress.chunk(text, raw, useful=useful)
         if useful:
             self.awaits, self.patience = "idle", self._idle
             self._listen()
-        elif due is not None:
-            self.silence.reschedule(due + clock() - now)
+        elif listened and not self._whole:
+            self._listen_until(due + self._loop.time() - now)
 
     def whole(self) -> None:
         """Nothing is awaited any more that could come too late."""
-        if not self._whole:
-            self._whole = True
-            self.silence.reschedule(None)
+        self._whole = True
+        self.close()
         self._progress.whole()
 
+    def close(self) -> bool:
+        """Listen no more; whether it did."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        return timer is not None
+
     def _listen(self) -> None:
-        if self.patience is None or self._whole:
-            self.silence.reschedule(None)
-        else:
-            self.silence.reschedule(asyncio.get_running_loop().time() + self.patience)
+        self.close()
+        if self.patience is not None and not self._whole:
+            self._listen_until(self._loop.time() + self.patience)
+
+    def _listen_until(self, due: float) -> None:
+        self._due = due
+        self._timer = self._loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        """The silence has lasted. If it was ours (the loop stood still), what came meanwhile is still to be read."""
+        late = self._loop.time() - self._due > LATE
+        self._timer = self._loop.call_later(READ_FIRST, self._expire) if late else None
+        if not late:
+            self._expire()
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._whole = True  # whatever the provider makes of it: it is this silence that ended the call
+        self.silence.reschedule(self._loop.time())
 
 
 _WORDS = {

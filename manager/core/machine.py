@@ -385,15 +385,20 @@ class Core:
     def _finish(self, request: Request, report: Finished, now: Now, effects: list[Effect]) -> None:
         fault = report.fault
         if fault is not None and fault.code == "cancelled" and request.ending is not None:
-            # The acknowledgement of an order: the provider's socket is closed, and the reason is the order's.
-            took = now.monotonic - request.ending_since
-            self.sessions.cancels.add(took)
-            fault = refusals.acknowledged(request.ending, took)
+            fault = self._acknowledged(request, request.ending, now)
         if fault is None and request.state is State.ALLOCATED:
             self._start(request, now)  # an answer that needed no provider
         if request.state is State.PROCESSING:
             self.mark(request, Phase.PROVIDER_CALL_END, now)
         self.end(request, fault, now, effects, body=report.body)
+
+    def _acknowledged(self, request: Request, ending: Fault, now: Now) -> Fault:
+        """What an order to end comes to when it has been followed: the reason is the order's."""
+        if request.kind is not Kind.CALL:
+            return ending
+        took = now.monotonic - request.ending_since
+        self.sessions.cancels.add(took)
+        return refusals.acknowledged(ending, took)
 
     # Ending requests.
 

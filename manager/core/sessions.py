@@ -86,7 +86,7 @@ class SessionTable:
         self.queue_waits = Histogram()
         """Seconds from the queue to the session, of requests that were submitted."""
         self.cancels = Histogram()
-        """Seconds from the order to end a call to its worker's word that the provider's socket is closed."""
+        """Seconds from the order to end a call to its worker's word that it has let go of the provider."""
         self.creations = Rate()
         self.completions = Rate()
         self.by_provider = Tally()

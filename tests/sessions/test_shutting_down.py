@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +21,11 @@ from callpool import (
     Session,
     SessionManager,
     ShuttingDown,
+    compat,
 )
-from callpool.manager import endings
+from callpool.manager import endings, process_wide
 from callpool.manager.embedded import shared_client
+from callpool.manager.session_calls import SessionIds
 
 LATE = 30.0
 
@@ -122,3 +126,87 @@ def test_a_task_that_finds_the_supervisor_gone_hears_its_last_words(last_words: 
             assert (await shutdown)["sessions_completed_during_shutdown"] == 1
 
     asyncio.run(asyncio.wait_for(test(), LATE))
+
+
+def test_a_second_shutdown_that_comes_too_late_to_ask_returns_the_same(last_words: threading.Event) -> None:
+    with SessionManager() as manager, ThreadPoolExecutor(1) as pool:
+        other = shared_client(manager.address).sessions
+        shutdown = pool.submit(manager.shutdown)
+        until_gone(manager)
+        assert not last_words.is_set()
+        assert other.shutdown() == shutdown.result()
+
+
+def test_two_tasks_may_shut_down_at_once() -> None:
+    async def test() -> None:
+        for _ in range(5):
+            async with AsyncSessionManager() as manager:
+                await manager.create_session("kimi", "k3")
+                figures = await asyncio.gather(*(manager.shutdown(0.01) for _ in range(3)))
+                assert figures[0] == figures[1] == figures[2]
+
+    asyncio.run(asyncio.wait_for(test(), LATE))
+
+
+def test_a_function_for_a_worker_process_is_refused_as_any_other(last_words: threading.Event) -> None:
+    with SessionManager() as manager, ThreadPoolExecutor(1) as pool:
+        shutdown = pool.submit(manager.shutdown)
+        until_gone(manager)
+        with pytest.raises(ShuttingDown):
+            manager.execute_with_session("kimi", "k3", int, where="worker")
+        assert last_words.is_set()
+        shutdown.result()
+
+
+def test_a_session_in_doubt_does_not_hide_the_last_words(last_words: threading.Event) -> None:
+    with SessionManager() as manager, ThreadPoolExecutor(1) as pool:
+        manager._doubtful.append(SessionIds("r1", "session_000000000001"))
+        shutdown = pool.submit(manager._client.sessions.shutdown)
+        until_gone(manager)
+        assert manager.get_active_sessions() == []
+        assert last_words.is_set()
+        shutdown.result()
+
+
+def test_during_a_shutdown_there_is_no_second_process_wide_manager(last_words: threading.Event) -> None:
+    try:
+        manager = compat.get_session_manager()
+        with ThreadPoolExecutor(1) as pool:
+            shutdown = pool.submit(manager.shutdown)
+            until_gone(manager)
+            while manager._client.is_open:
+                pass
+            assert compat.get_session_manager() is manager
+            with pytest.raises(ShuttingDown):
+                manager.create_session("kimi", "k3")
+            assert last_words.is_set()
+            shutdown.result()
+    finally:
+        process_wide.close_process_wide()
+
+
+def test_shutdowns_under_way_are_those_of_this_supervisor_and_this_process() -> None:
+    with endings.expected("a", 1):
+        [over] = endings.under_way("a", 1)
+        assert endings.under_way("a", 2) == endings.under_way("b", 1) == []
+        assert not over.done()
+        child = os.fork()
+        if child == 0:
+            os._exit(len(endings.under_way("a", 1)))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert over.done()
+    assert endings.under_way("a", 1) == []
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_shutdown() -> None:
+    with SessionManager() as manager:
+        with manager._shutting_down:
+            child = os.fork()
+            if child == 0:
+                signal.alarm(int(LATE))
+                try:
+                    manager.shutdown(0.0)
+                    os._exit(0)
+                except BaseException:  # noqa: BLE001 - a child of a test must not go on as one
+                    os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -73,6 +73,7 @@ ENDLESS = {
     "comment_drip": b"1\r\n \r\n" * 5,
     "empty_drip": b"1\r\n \r\n" * 5,
     "stall": b'"object"',
+    "stalled_refusal": b"Retry-After: 7\r\n\r\n" + b'{"error":{',
     "sse_endless": b"a" * 60_000,
 }
 ENDLESS_STREAM = {

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
-from callpool.manager.errors import BrokenAnswer, CallpoolError, RequestTimeout
+from callpool.manager.errors import BrokenAnswer, CallpoolError, RateLimited, RequestTimeout
 from callpool.tools.testing.fake_provider import FakeProvider
 from callpool.workers.call import run_call
 from callpool.workers.providers.base import Answer, Call, Progress
-from callpool.workers.providers.openai_compatible import OpenAICompatible
-from callpool.workers.providers.presets import PRESETS
+from callpool.workers.providers.completion import Joined, brings_on
+from callpool.workers.providers.openai_compatible import LAST_MOMENT, TRAILER_WAIT, OpenAICompatible, _trailer_until
+from callpool.workers.providers.presets import PRESETS, find_usage
+from callpool.workers.providers.secret import Secret
 from tests.workers.recorder import Recorder
 
 HANG = 20.0
@@ -187,3 +190,81 @@ def test_a_cancel_from_outside_stays_one() -> None:
             await task
 
     asyncio.run(main())
+
+
+def test_a_refusal_whose_words_do_not_come_is_a_refusal() -> None:
+    call = make_call(timeout=1.0, parameters={"fault": "stalled_refusal"}, first_token_timeout=0.5)
+    found, seen = asyncio.run(make(call))
+    assert type(found) is RateLimited
+    assert (found.retry_after, seen) == (7.0, "client_gone")
+
+
+def test_a_loop_that_stood_still_reads_before_it_judges() -> None:
+    async def main() -> tuple[Answer | CallpoolError, str]:
+        asyncio.get_running_loop().call_later(0.15, time.sleep, 0.9)
+        parameters = {"chunks": 10, "chunk_delay": 0.03, "reply": "x" * 10}
+        return await make(make_call(parameters=parameters, first_token_timeout=5.0, idle_timeout=0.6))
+
+    found, _ = asyncio.run(main())
+    assert isinstance(found, Answer), found
+    assert found.content == "x" * 10
+
+
+@pytest.mark.parametrize(
+    ("delta", "brings"),
+    [
+        ({"content": "a"}, True),
+        ({"reasoning_content": "a"}, True),
+        ({"reasoning_details": [{"type": "text", "text": "a"}]}, True),
+        (
+            {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+            True,
+        ),
+        ({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, True),
+        ({"refusal": "no"}, True),
+        ({"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"arguments": ""}}]}, False),
+        ({"reasoning_details": [{"type": "text", "text": ""}]}, False),
+        ({"role": "assistant", "content": ""}, False),
+        ({"role": "assistant", "content": None}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_what_brings_an_answer_on(delta: dict[str, Any] | None, *, brings: bool) -> None:
+    assert brings_on({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}) is brings
+    assert brings_on({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]})
+    assert not brings_on({"choices": []})
+    assert not brings_on({"choices": None})
+
+
+def test_the_next_choice_may_begin_when_the_one_before_has_ended() -> None:
+    joined = Joined(find_usage)
+    joined.add({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]})
+    assert (joined.has_all(None), joined.has_all(1), joined.has_all(2)) == (True, True, False)
+    joined.add({"choices": [{"index": 1, "delta": {"content": "b"}}]})
+    assert (joined.complete, joined.has_all(2)) == (False, False)
+    joined.add({"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]})
+    assert joined.has_all(2)
+
+
+def test_counts_are_awaited_until_shortly_before_the_deadline() -> None:
+    async def main() -> None:
+        whole = Joined(find_usage)
+        whole.add({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]})
+        call = make_call(timeout=60.0, parameters={})
+        now = asyncio.get_running_loop().time()
+        assert _trailer_until(call, whole, None, now + 30.0) == pytest.approx(now + TRAILER_WAIT, abs=1.0)
+        assert _trailer_until(call, whole, None, now + 2.0) == now + 2.0
+        assert _trailer_until(call, whole, now + 1.0, now + 2.0) == now + 1.0, "it is not put off by every chunk"
+        assert _trailer_until(call, Joined(find_usage), now + 1.0, now + 2.0) is None
+
+    asyncio.run(main())
+    assert LAST_MOMENT <= 0.1
+
+
+def test_the_key_does_not_show_in_the_partial_text() -> None:
+    secret = Secret("sk-0123456789abcdef")
+    parameters = {"fault": "stall", "chunks": 1, "reply": f"it is {secret.reveal()}!"}
+    found, _ = asyncio.run(make(make_call(parameters=parameters, idle_timeout=SOON)))
+    assert type(found) is RequestTimeout
+    assert found.partial == "it is [key]!"

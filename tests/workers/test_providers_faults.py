@@ -90,6 +90,7 @@ OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
     "model_gone": (ModelGone, ModelGone),
     **dict.fromkeys(("limit_concurrency", "limit_rpm", "limit_tpm", "limit_tpd"), (RateLimited, RateLimited)),
     **dict.fromkeys([name for name in FAULTS if name.startswith("retry_after_")], (RateLimited, RateLimited)),
+    "stalled_refusal": (RateLimited, RateLimited),
     "arrears": (RateLimited, RateLimited),  # GLM's code, which only GLM's preset knows
     **dict.fromkeys(("usage_top", "usage_choice", "usage_final", "no_end"), ("stop", "stop")),
     **dict.fromkeys(("length", "reasoning_only_length"), ("length", "length")),
@@ -150,7 +151,7 @@ def test_fault(loop: str, fault: str, *, stream: bool) -> None:
         if fault in ("sse_huge_line", "gzip_bomb"):
             options["size"] = 1 << 23
         async with fake_and_provider() as (fake, provider):
-            limits = {**dict.fromkeys(HANGING, SOON), "no_end": 1.0}
+            limits = {**dict.fromkeys(HANGING, SOON), "no_end": 1.0, "stalled_refusal": 1.0}
             call = make_call(stream=stream, timeout=limits.get(fault, HANG), **options)
             found = await outcome_of(provider, call, progress)
             check(found, OUTCOMES[fault][stream], progress)

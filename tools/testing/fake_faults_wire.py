@@ -13,7 +13,7 @@ from math import ceil
 import msgspec
 
 from callpool.tools.testing import fake_answers, fake_http
-from callpool.tools.testing.fake_exchange import PIECE, Exchange
+from callpool.tools.testing.fake_exchange import JSON, PIECE, Exchange
 from callpool.tools.testing.fake_faults_answers import Produce
 
 MIB = 1_048_576
@@ -87,6 +87,15 @@ async def stall(exchange: Exchange) -> None:
         body = exchange.body()
         await exchange.send(exchange.head(200, None, ("Content-Length", str(len(body)))), status=200)
         await exchange.send(body[: len(body) // 2])
+    await exchange.forever()
+
+
+async def stalled_refusal(exchange: Exchange) -> None:
+    """A refusal whose words do not come: the status and the headers say it."""
+    status, body = exchange.dialect.error("limit_rpm")
+    head = exchange.head(status, JSON, ("Content-Length", str(len(body))), ("Retry-After", "7"))
+    await exchange.send(head, status=status)
+    await exchange.send(body[:10])
     await exchange.forever()
 
 
@@ -247,6 +256,7 @@ WIRE_FAULTS: dict[str, tuple[str, Produce]] = {
     "comment_drip": ("stream: one comment per `chunk_delay`, for ever; plain: one blank", comment_drip),
     "empty_drip": ("stream: one event without text per `chunk_delay`, for ever; plain: one blank", empty_drip),
     "stall": ("stream: one piece of text, then nothing; plain: half of the body, then nothing", stall),
+    "stalled_refusal": ("429 with Retry-After: 7, ten bytes of the body, then nothing", stalled_refusal),
     "no_end": ("stream: text and finish_reason, then nothing; plain: as always", no_end),
     "close_before_headers": ("closes instead of answering", close_before_headers),
     "reset": ("resets the connection (RST) instead of answering", reset),

@@ -65,7 +65,7 @@ class Progress(Protocol):
         """
 
     def whole(self) -> None:
-        """The answer is whole: what a stream still brings is counts, and no silence is too long any more."""
+        """The answer is whole, or refused: what still comes is counts, or words, and no silence is too long any more."""
 
 
 class Provider(Protocol):

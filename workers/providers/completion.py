@@ -92,6 +92,10 @@ class Joined:
         """Whether every choice has its finish reason: without one a stream was cut, however cleanly it ended."""
         return bool(self._choices) and all(choice.finish_reason is not None for choice in self._choices.values())
 
+    def has_all(self, wanted: object) -> bool:
+        """Whether nothing of the answer is awaited: as many choices as were asked for (`n`) have their finish reasons."""
+        return self.complete and len(self._choices) >= (wanted if isinstance(wanted, int) else 1)
+
     @property
     def text(self) -> str:
         """The text of the first choice until now."""
@@ -117,12 +121,21 @@ class Joined:
         return self._choices[index]
 
 
+_ENVELOPE = frozenset({"role", "index", "type", "id"})
+"""Fields of a delta that services repeat in each, also where it brings nothing."""
+
+
 def brings_on(chunk: dict[str, Any]) -> bool:
     """Whether a chunk that was taken in has anything of an answer: text, reasoning, a piece of a tool call, an end."""
-    return any(
-        choice.get("finish_reason") or any(value for key, value in (choice.get("delta") or {}).items() if key != "role")
-        for choice in chunk.get("choices") or ()
-    )
+    return any(choice.get("finish_reason") or _has_text(choice.get("delta")) for choice in chunk.get("choices") or ())
+
+
+def _has_text(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_has_text(each) for key, each in value.items() if key not in _ENVELOPE)
+    if isinstance(value, list):
+        return any(map(_has_text, value))
+    return isinstance(value, str) and value != ""
 
 
 class _Choice:

@@ -110,9 +110,8 @@ class Reply:
             pieces.append(piece)
         return b"".join(pieces)
 
-    async def read_what_comes(self, limit: int, seconds: float) -> bytes:
-        """What of the body comes within bounds. Never fails: it is for words that explain what the status has said."""
-        until = asyncio.get_running_loop().time() + seconds
+    async def read_what_comes(self, limit: int, until: float) -> bytes:
+        """What of the body comes until then, by the loop's clock. Never fails: it is for words that explain what the status has said."""
         body = b""
         try:
             while len(body) < limit and (piece := await self.read(until)):

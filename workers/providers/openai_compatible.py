@@ -36,8 +36,9 @@ REFUSAL_WAIT = 5.0
 
 TRAILER_WAIT = 5.0
 """Seconds from a stream's finish reason to its end: the answer is there, the token counts may follow."""
-TRAILER_SHARE = 0.9
-"""Of the call's time, after which nothing is waited for that only counts: a whole answer must not be lost to the deadline."""
+LAST_MOMENT = 0.1
+"""Seconds before the call's deadline (a tenth of a shorter one) from which on nothing is waited for that only counts, or explains:
+a whole answer, or a refusal, must not be lost to the deadline."""
 
 CLOSING_WAIT = 0.1
 """Seconds from `[DONE]` to a stream's end: waiting longer than a new connection takes would be no gain."""
@@ -85,17 +86,18 @@ class OpenAICompatible:
         """Make one call. Raises `ProviderError` subclasses; a cancelled call closes its connection at once."""
         body = self._body(call)
         joined = Joined(self._preset.usage) if call.stream else None
-        began = _now()
+        last_call = _now() + call.timeout - min(LAST_MOMENT, call.timeout / 10)
         await progress.started()
         failure: ProviderError
         try:
             async with await self._connections.post(self._url, body) as reply:
                 if not 200 <= reply.status < 300:
-                    failure = await self._refused(call, reply)
+                    progress.whole()  # what still comes are words that explain it
+                    failure = await self._refused(call, reply, last_call)
                 elif joined is None or reply.content_type in NO_STREAM:
                     return await self._read_plain(call, reply, progress)
                 else:
-                    return await self._read_stream(call, reply, joined, progress, began)
+                    return await self._read_stream(call, reply, joined, progress, last_call)
         except ConnectionFailed as lost:
             partial = joined.text if joined else None
             failure = failures.unreachable(call, lost.phase, lost.reason, retryable=lost.retryable, partial=partial)
@@ -128,8 +130,8 @@ class OpenAICompatible:
             scope="request",
         )
 
-    async def _refused(self, call: Call, reply: Reply) -> ProviderError:
-        body = await reply.read_what_comes(MAX_REFUSAL_BYTES, REFUSAL_WAIT)
+    async def _refused(self, call: Call, reply: Reply, last_call: float) -> ProviderError:
+        body = await reply.read_what_comes(MAX_REFUSAL_BYTES, min(_now() + REFUSAL_WAIT, last_call))
         refusal = failures.read_refusal(body, reply.status, reply.headers)
         return failures.refused(self._preset, call, refusal, now=time.time())
 
@@ -147,9 +149,10 @@ class OpenAICompatible:
             await progress.chunk(answer.content, None)
         return answer
 
-    async def _read_stream(self, call: Call, reply: Reply, joined: Joined, progress: Progress, began: float) -> Answer:
+    async def _read_stream(
+        self, call: Call, reply: Reply, joined: Joined, progress: Progress, last_call: float
+    ) -> Answer:
         """Chunks until `[DONE]` or the end; after the finish reason a break, or TRAILER_WAIT, is an end too."""
-        last_call = began + TRAILER_SHARE * call.timeout
         decoder = SseDecoder(self._bounds.event)
         size = 0
         until: float | None = None
@@ -171,13 +174,12 @@ class OpenAICompatible:
                     break
                 chunk = _decode(payload)
                 self._check_refusal(call, chunk, reply, joined)
-                await _pass_on(chunk, joined, progress)
-            if until is None and joined.complete:
-                until = min(_now() + TRAILER_WAIT, last_call)
+                await _pass_on(call, chunk, joined, progress)
+            until = _trailer_until(call, joined, until, last_call)
         if not joined.complete:
             raise Malformed("its stream ended without a finish reason")
         if done:
-            await _read_to_end(reply)
+            await _read_to_end(reply, last_call)
         return self._checked(call, read_completion(joined.body(), self._preset.usage))
 
     def _check_refusal(self, call: Call, body: dict[str, Any], reply: Reply, joined: Joined | None = None) -> None:
@@ -233,16 +235,23 @@ def _decode(data: bytes) -> dict[str, Any]:
     return decoded
 
 
-async def _pass_on(chunk: dict[str, Any], joined: Joined, progress: Progress) -> None:
+def _trailer_until(call: Call, joined: Joined, until: float | None, last_call: float) -> float | None:
+    """Until when counts are awaited; None while something of the answer is: the next choice may begin when the one before has ended."""
+    if not joined.has_all(call.parameters.get("n")):
+        return None
+    return min(_now() + TRAILER_WAIT, last_call) if until is None else until
+
+
+async def _pass_on(call: Call, chunk: dict[str, Any], joined: Joined, progress: Progress) -> None:
     text = joined.add(chunk)
-    if joined.complete:
+    if joined.has_all(call.parameters.get("n")):
         progress.whole()
     await progress.chunk(text, chunk, useful=brings_on(chunk))
 
 
-async def _read_to_end(reply: Reply) -> None:
+async def _read_to_end(reply: Reply, last_call: float) -> None:
     """Give the connection the chance to be used again: only a body that ended leaves it clean."""
-    until = _now() + CLOSING_WAIT
+    until = min(_now() + CLOSING_WAIT, last_call)
     try:
         while await reply.read(until):
             pass
