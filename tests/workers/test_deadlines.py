@@ -268,3 +268,21 @@ def test_the_key_does_not_show_in_the_partial_text() -> None:
     found, _ = asyncio.run(make(make_call(parameters=parameters, idle_timeout=SOON)))
     assert type(found) is RequestTimeout
     assert found.partial == "it is [key]!"
+
+
+def test_the_wait_for_the_client_is_taken_off_a_silence_that_goes_on() -> None:
+    class Empty(Stubborn):
+        async def call(self, call: Call, progress: Progress) -> Answer:
+            await progress.started()
+            await progress.chunk("", None, useful=False)  # which our client takes 0.8 s for
+            await asyncio.sleep(0.3)
+            await progress.chunk("x", None)
+            return Answer(content="x")
+
+    class Slow(Recorder):
+        async def chunk(self, text: str, raw: dict[str, Any] | None, *, useful: bool = True) -> None:
+            await super().chunk(text, raw, useful=useful)
+            await asyncio.sleep(0.0 if useful else 0.8)
+
+    call = make_call(parameters={}, first_token_timeout=0.7)
+    assert asyncio.run(run_call(Empty(None), call, Slow())).content == "x"
