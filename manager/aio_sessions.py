@@ -34,6 +34,7 @@ from callpool.manager.session_calls import (
     Asked,
     SessionIds,
     Where,
+    body_of,
     check_execution,
     check_shutdown_timeout,
     create_arguments,
@@ -327,10 +328,11 @@ class AsyncSessionManager:
         client.holds_sessions = True
         try:
             done = await client.run_function(RunFunction(**arguments))
+            body = body_of(done)
         except ConnectionLost as error:
             raise await self._why_gone(client, error, creating=True) from None
         facts = {"session_id": done.session_id, "request_id": done.request_id, "duration": done.duration}
-        return outcome_of(done), facts
+        return outcome_of(body), facts
 
     # Figures.
 

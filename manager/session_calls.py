@@ -161,15 +161,18 @@ def timed_out(seconds: float) -> RequestTimeout:
     return RequestTimeout(f"the session did not end within {seconds:g} s", seconds=seconds, which="total")
 
 
-def outcome_of(done: Done) -> Any:
-    """What a function in a worker process came to. Raises its own exception, or how its session ended."""
+def body_of(done: Done) -> bytes:
+    """The outcome of a function in a worker process, encoded. Raises how its session ended where there is none."""
     if done.body is None:
-        if done.fault is not None:
-            raise from_fault(done.fault)
-        raise ProtocolError("the function's outcome is missing")
+        raise from_fault(done.fault) if done.fault is not None else ProtocolError("the function's outcome is missing")
+    return done.body
+
+
+def outcome_of(body: bytes) -> Any:
+    """What a function in a worker process came to. Raises its own exception."""
     from callpool.workers.callables import decode_outcome  # noqa: PLC0415 - most clients run no functions
 
-    outcome = decode_outcome(done.body)
+    outcome = decode_outcome(body)
     if outcome.exception is not None:
         raise outcome.exception
     return outcome.value

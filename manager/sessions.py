@@ -41,6 +41,7 @@ from callpool.manager.session_calls import (
     Asked,
     SessionIds,
     Where,
+    body_of,
     check_execution,
     check_shutdown_timeout,
     create_arguments,
@@ -337,10 +338,11 @@ class SessionManager:
             raise shut_down()
         try:
             done = self._channel_client().run_function(RunFunction(**arguments))
+            body = body_of(done)
         except (ConnectionLost, NotRunning, HandshakeFailed) as error:
             raise self._why_gone(error, creating=True) from None
         facts = {"session_id": done.session_id, "request_id": done.request_id, "duration": done.duration}
-        return outcome_of(done), facts
+        return outcome_of(body), facts
 
     # Figures.
 
