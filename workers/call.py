@@ -85,7 +85,8 @@ class _Stream:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
-        self._whole = self.patience is None and self._idle is None  # then there is nothing to measure
+        self._measures = self.patience is not None or self._idle is not None
+        """Whether a silence can still end the call."""
 
     async def __aenter__(self) -> None:
         await self.silence.__aenter__()
@@ -105,7 +106,7 @@ class _Stream:
         """A piece. What brings nothing leaves the silence as long as it is."""
         if text:
             self.texts.append(text)
-        if self._whole:
+        if not self._measures:
             await self._progress.chunk(text, raw, useful=useful)
             return
         due, now = self._due, self._loop.time()
@@ -114,12 +115,12 @@ class _Stream:
         if useful:
             self.awaits, self.patience = "idle", self._idle
             self._listen()
-        elif listened and not self._whole:
+        elif listened and self._measures:
             self._listen_until(due + self._loop.time() - now)
 
     def whole(self) -> None:
         """Nothing is awaited any more that could come too late."""
-        self._whole = True
+        self._measures = False
         self.close()
         self._progress.whole()
 
@@ -132,7 +133,7 @@ class _Stream:
 
     def _listen(self) -> None:
         self.close()
-        if self.patience is not None and not self._whole:
+        if self.patience is not None and self._measures:
             self._listen_until(self._loop.time() + self.patience)
 
     def _listen_until(self, due: float) -> None:
@@ -148,7 +149,7 @@ class _Stream:
 
     def _expire(self) -> None:
         self._timer = None
-        self._whole = True  # whatever the provider makes of it: it is this silence that ended the call
+        self._measures = False  # whatever the provider makes of it: it is this silence that ended the call
         self.silence.reschedule(self._loop.time())
 
 

@@ -31,6 +31,9 @@ Limit = Literal["concurrency", "rpm", "tpm", "rpd", "tpd", "window"]
 LONG_LIMITS = frozenset({"rpd", "tpd", "window"})
 """Limits whose refusals may name the moment at which they end."""
 
+MAX_WORDS = 2_000
+"""Characters of a message that are searched: it may be as long as an answer, and the search holds up every other call."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -118,13 +121,10 @@ def by_status(status: int) -> Verdict:
     return FAILED
 
 
-MAX_WORDS = 2_000
-"""Characters of a message that are searched: it may be as long as an answer, and the search holds up every other call."""
-
-
 def by_words(message: str) -> Verdict:
     """Which limit a refusal for some limit speaks of."""
-    if _TOO_LARGE.search(message[:MAX_WORDS]):
+    words = message[:MAX_WORDS]
+    if _TOO_LARGE.search(words):
         return BAD_REQUEST  # more tokens than a whole minute has: it would be refused for ever
-    found = _WORD.search(message[:MAX_WORDS])
+    found = _WORD.search(words)
     return SLOW_DOWN if found is None else BY_WORD[found[1].lower()]
