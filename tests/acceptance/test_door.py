@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,6 +191,21 @@ def test_a_plain_base_manager_works(supervisor: Running, address: str) -> None:
         service.call(request_id="req_plain2", provider="fake", model="nothing", payload=payload)
     with pytest.raises(TypeError, match="callpool start"):
         BaseManager(address=address, serializer=proxy.SERIALIZER).get_server()
+
+
+def test_a_plain_proxy_ends_with_its_last_reference_also_after_an_error(supervisor: Running, address: str) -> None:
+    manager = proxy.ServiceManager(address)
+    manager.connect()
+    service = manager.service()
+    gc.disable()  # a cycle would be collected by whichever thread comes first, and leave this thread's connection open
+    try:
+        with pytest.raises(callpool.UnknownRequest):
+            service.show("req_nobody")
+        ended = weakref.ref(service)
+        del service
+        assert ended() is None
+    finally:
+        gc.enable()
 
 
 def test_silent_connections_do_not_keep_others_waiting(supervisor: Running, address: str) -> None:
