@@ -52,6 +52,7 @@ from callpool.manager.core.events import (
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.functions import Functions
 from callpool.manager.core.held import HeldSessions
 from callpool.manager.core.messages import (
     PLACE_BYTES,
@@ -137,8 +138,6 @@ class Core:
         self.by_worker: dict[int, set[str]] = {}
         """worker → requests dispatched to it; a worker that is not here gets nothing."""
         self.places = Places(scheduler)
-        self.function_bytes = 0
-        """Bytes of the payloads of functions that wait for a process; as many may as of requests in the queue."""
         self.abandoned: dict[str, int] = {}
         """holder → its threads that still work although their session timed out."""
         self.drain: Drain | None = None
@@ -146,6 +145,7 @@ class Core:
         self.leases = Deadlines(LEASE_TICK)
         """When held sessions are cleaned up, and when functions have to end."""
         self.held = HeldSessions(self, cleanup_interval=cleanup_interval)
+        self.functions = Functions(self)
         self._sequence = 0
         self._dispatches = 0
         self._handlers: dict[type[Event], Handler] = {
@@ -156,7 +156,7 @@ class Core:
             CreationFailed: self.held.creation_failed,
             MetricsReset: self._metrics_reset,
             ThreadsAbandoned: self._threads_abandoned,
-            FunctionAsked: self._function_asked,
+            FunctionAsked: self.functions.asked,
             Noted: self._noted,
             Reported: self._reported,
             CancelAsked: self._cancel_asked,
@@ -226,6 +226,12 @@ class Core:
         self.mark(request, Phase.RECEIVED, now)
         return request
 
+    def number_attempt(self, request: Request) -> None:
+        """It is dispatched once more, under a number that no other dispatch ever has."""
+        self._dispatches += 1
+        request.attempt = self._dispatches
+        request.tries += 1
+
     def take_session(self, request: Request, now: Now) -> None:
         """Open the request's session, with a slot of its account where it has one. There is room: somebody has looked."""
         self.ledger.reserve(request.provider, request.request_id)
@@ -282,9 +288,7 @@ class Core:
             if load < 0 or len(held) < load:
                 worker, load = number, len(held)
         advance(request, Move.ALLOCATE)
-        self._dispatches += 1
-        request.attempt = self._dispatches
-        request.tries += 1
+        self.number_attempt(request)
         request.worker = worker
         self.by_worker[worker].add(request.request_id)
         self.mark(request, Phase.DEQUEUED, now)
@@ -310,45 +314,6 @@ class Core:
         )
         effects.append(ToWorker(worker, order))
 
-    # Functions.
-
-    def _function_asked(self, event: FunctionAsked, now: Now, effects: list[Effect]) -> None:
-        """Like a held session it takes a session now or is rejected; like a call it is worked on elsewhere."""
-        submit = event.submit
-        fault = self._refuse_payload(submit) or self.held.refuse(submit)
-        if fault is not None:
-            effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
-            return
-        request = self.receive(event.client, submit, event.session_id, Kind.FUNCTION, now)
-        self.function_bytes += request.payload_bytes
-        request.holder = event.holder
-        advance(request, Move.ALLOCATE)
-        self._dispatches += 1
-        request.attempt = self._dispatches
-        request.tries = 1
-        self.take_session(request, now)
-        self.leases.set(request.request_id, now.monotonic + request.timeout)
-        order = Dispatch(
-            request.request_id,
-            request.attempt,
-            request.provider,
-            request.model,
-            request.timeout,
-            stream=False,
-            payload=request.payload,
-        )
-        request.payload = b""
-        effects.append(ToLane(request.holder, order))
-
-    def _refuse_payload(self, submit: Submit) -> Fault | None:
-        """Why this function is too large, or too many wait for a process; else None."""
-        size, limit = len(submit.payload), self.catalogue.max_payload_size
-        if size > limit:
-            return refusals.function_too_large(size, limit)
-        if self.function_bytes + size > self.scheduler.max_bytes:
-            return refusals.functions_full(self.function_bytes, size, self.scheduler.max_bytes)
-        return None
-
     # What workers report.
 
     def _reported(self, event: Reported, now: Now, effects: list[Effect]) -> None:
@@ -369,11 +334,9 @@ class Core:
     def _start(self, request: Request, now: Now) -> None:
         if request.state is State.PROCESSING:
             return
-        if request.kind is Kind.FUNCTION:
-            self.function_bytes -= request.payload_bytes  # its process has it
         self.start(request, now)
-        if request.kind is Kind.FUNCTION and request.ending is None:
-            self.leases.set(request.request_id, now.monotonic + request.timeout)
+        if request.kind is Kind.FUNCTION:
+            self.functions.started(request, now)
 
     def start(self, request: Request, now: Now) -> None:
         """The work begins."""
@@ -421,7 +384,7 @@ class Core:
             self.scheduler.remove(request.request_id)
         self._release(request)
         if request.kind is Kind.FUNCTION and request.state is State.ALLOCATED:
-            self.function_bytes -= request.payload_bytes
+            self.functions.left_before_start(request)
         advance(request, move)
         session = request.session
         if session is not None:

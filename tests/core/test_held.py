@@ -412,7 +412,7 @@ def test_functions_are_bounded_in_bytes_each_and_together() -> None:
     b.do(CancelAsked(None, "f3"))
     b.do(Reported(LANE, Finished("f3", third.attempt, None, Fault(code="cancelled", message="killed"))))
     b.do(Reported(LANE, Finished("f1", first.attempt, b"x")))
-    assert b.core.function_bytes == 0
+    assert b.core.functions.waiting_bytes == 0
     b.nothing_is_held()
 
 
