@@ -141,6 +141,9 @@ class AsyncClient:
         timeout: float | None = None,  # noqa: ASYNC109 - it bounds the call, not this wait
         first_token_timeout: float | None = None,
         idle_timeout: float | None = None,
+        max_attempts: int | None = None,
+        fallbacks: Sequence[str] | None = None,
+        retry_in_doubt: bool = False,
         metadata: Mapping[str, Any] | None = None,
         **parameters: Any,
     ) -> AsyncHandle:
@@ -159,6 +162,9 @@ class AsyncClient:
             timeout=timeout,
             first_token_timeout=first_token_timeout,
             idle_timeout=idle_timeout,
+            max_attempts=max_attempts,
+            fallbacks=fallbacks,
+            retry_in_doubt=retry_in_doubt,
             metadata=metadata,
             parameters=parameters,
         )

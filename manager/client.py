@@ -145,13 +145,19 @@ class Client:
         timeout: float | None = None,
         first_token_timeout: float | None = None,
         idle_timeout: float | None = None,
+        max_attempts: int | None = None,
+        fallbacks: Sequence[str] | None = None,
+        retry_in_doubt: bool = False,
         metadata: Mapping[str, Any] | None = None,
         **parameters: Any,
     ) -> Handle:
         """Submit one request; returns when the supervisor has taken it. It waits in the queue while the pool is full.
 
-        `timeout` is in seconds for the call itself; of a stream `first_token_timeout` ends a call that brings nothing, and
-        `idle_timeout` one that stops bringing anything (defaults: the model's, the provider's, then the supervisor's setting);
+        `timeout` is in seconds from the call's start to its end, further calls of the same request included; of a stream
+        `first_token_timeout` ends a call that brings nothing, and `idle_timeout` one that stops bringing anything (defaults: the
+        model's, the provider's, then the supervisor's setting). What is transient and cannot have been billed is called again, at
+        most `max_attempts` times in all; then each of `fallbacks` (`"provider/model"`) in turn; `retry_in_doubt` allows it also where
+        the answer may have been billed, or a stream had begun (it then begins again, see `Chunk.restart`).
         `metadata` is written as JSON, with `str()` for what JSON has no form for; its size counts against the limit.
         `parameters` go to the provider as they are (`temperature`, `max_tokens`, `tools`, …). Raises at once for bad input
         (BadInput and its subclasses, MetadataTooLarge, DuplicateRequest, CredentialMissing) and when the supervisor takes
@@ -168,6 +174,9 @@ class Client:
             timeout=timeout,
             first_token_timeout=first_token_timeout,
             idle_timeout=idle_timeout,
+            max_attempts=max_attempts,
+            fallbacks=fallbacks,
+            retry_in_doubt=retry_in_doubt,
             metadata=metadata,
             parameters=parameters,
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry
+from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.lifecycle import Lifecycle
 from callpool.manager.core.machine import Core
+from callpool.manager.core.retry import RetryRules
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 from callpool.manager.errors import CallpoolError
@@ -17,7 +20,7 @@ from callpool.workers.model_options import ModelOptions, find_model, require_eng
 
 if TYPE_CHECKING:
     from callpool.manager.boot import Boot
-    from callpool.manager.settings import ProviderSettings
+    from callpool.manager.settings import ProviderSettings, SupervisorSettings
 
 LOCAL_MODEL = "smollm2"
 """The model that a `local` provider serves when its configuration lists none."""
@@ -41,6 +44,28 @@ def build_core(boot: Boot) -> Core:
             stream=pool.lifecycle_log,
         ),
         cleanup_interval=pool.cleanup_interval,
+        retry_rules=_retry_rules(pool, pool.max_attempts),
+        own_retry_rules={
+            name: _retry_rules(pool, provider.max_attempts)
+            for name, provider in boot.settings.providers.items()
+            if provider.max_attempts is not None
+        },
+        circuit_rules=CircuitRules(
+            failures=pool.circuit_failures,
+            first_pause=pool.circuit_pause,
+            longest_pause=max(pool.circuit_pause, pool.circuit_longest_pause),
+            patience=pool.circuit_patience,
+        ),
+        draw=random.random,
+    )
+
+
+def _retry_rules(pool: SupervisorSettings, attempts: int) -> RetryRules:
+    return RetryRules(
+        attempts=attempts,
+        first_wait=pool.retry_wait,
+        longest_wait=pool.retry_longest_wait,
+        budget=pool.retry_budget,
     )
 
 
@@ -64,6 +89,10 @@ def _entry(boot: Boot, name: str, provider: ProviderSettings) -> ProviderEntry:
         models=models,
         any_model=provider.any_model or not models,
         refusal=_refusal(boot, name, provider),
+        fallbacks=provider.fallbacks,
+        model_fallbacks={
+            model: listed.fallbacks for model, listed in provider.models.items() if listed.fallbacks is not None
+        },
     )
 
 

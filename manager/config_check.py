@@ -30,7 +30,7 @@ from callpool.manager.settings import (
 )
 from callpool.manager.toml_lines import KeyPath
 
-_SCRIPTED_ONLY: Final = tuple(name for name in MODEL_RULES if not name.endswith("timeout"))
+_SCRIPTED_ONLY: Final = tuple(name for name in MODEL_RULES if not name.endswith("timeout") and name != "fallbacks")
 _CALLS_OUT: Final = ("api_key_env", "api_key_file", "base_url")
 _LITERAL_KEYS: Final = frozenset({"apikey", "key", "token", "secret", "password"})
 
@@ -82,6 +82,7 @@ class _Walk:
         if self._is_table(("providers",), providers):
             for name, provider in providers.items():
                 self._provider(("providers", name), provider)
+            self._fallbacks(providers)
 
     def _is_table(self, path: KeyPath, value: object) -> bool:
         if isinstance(value, Mapping):
@@ -132,6 +133,36 @@ class _Walk:
             kind = provider.get("kind", "scripted")
             for name, model in models.items():
                 self._model((*path, "models", name), model, scripted=kind == "scripted" or kind not in KINDS)
+
+    def _fallbacks(self, providers: Mapping[str, Any]) -> None:
+        """Whether what fallbacks name is there."""
+        for name, provider in providers.items():
+            if not isinstance(provider, Mapping):
+                continue
+            models = provider.get("models", {})
+            listed = models.items() if isinstance(models, Mapping) else ()
+            places = [
+                (("providers", name), provider),
+                *((("providers", name, "models", m), each) for m, each in listed),
+            ]
+            for path, table in places:
+                named = table.get("fallbacks") if isinstance(table, Mapping) else None
+                for index, target in enumerate(named if isinstance(named, list | tuple) else ()):
+                    if isinstance(target, str) and "/" in target:
+                        self._fallback((*path, "fallbacks", index), target, providers)
+
+    def _fallback(self, path: KeyPath, target: str, providers: Mapping[str, Any]) -> None:
+        name, _, model = target.partition("/")
+        provider = providers.get(name)
+        if not isinstance(provider, Mapping):
+            self._add(path, f"no provider {name[:80]!r}; {nearest(name, [str(each) for each in providers])}")
+            return
+        models = provider.get("models")
+        if isinstance(models, Mapping) and models and not provider.get("any_model") and model not in models:
+            self._add(
+                path,
+                f"provider {name!r} lists no model {model[:80]!r}; {nearest(model, [str(each) for each in models])}",
+            )
 
     def _kind(self, path: KeyPath, provider: Mapping[str, Any]) -> None:
         """What the kind of a provider means for its other keys."""

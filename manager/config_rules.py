@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, get_args
 
+from callpool.manager.core.retry import MAX_ATTEMPTS, MAX_FALLBACKS
 from callpool.manager.settings import Kind
 
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
@@ -101,6 +102,20 @@ def _texts(value: object) -> str | None:
     return None if isinstance(value, list | tuple) else wanted("a list of texts", value)
 
 
+def _targets(value: object) -> str | None:
+    if not isinstance(value, list | tuple):
+        return wanted("a list of provider/model", value)
+    if len(value) > MAX_FALLBACKS:
+        return f"has {len(value)} entries, the limit is {MAX_FALLBACKS}"
+    wrong = next((name for name in value if not (isinstance(name, str) and re.fullmatch(r"[^/]+/.+", name))), None)
+    return None if wrong is None else f"each entry is provider/model, one is {str(wrong)[:80]!r}"
+
+
+def _share(value: object) -> str | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return None if number and 0 <= float(str(value)) <= 1 else wanted("a number from 0 to 1", value)
+
+
 def _file_name(value: object) -> str | None:
     if not isinstance(value, str):
         return wanted("text", value)
@@ -182,6 +197,14 @@ SUPERVISOR_RULES: Final[dict[str, Rule]] = {
     "history_seconds": _seconds(),
     "cleanup_interval": _seconds(),
     "function_workers": _whole(0, 64),
+    "max_attempts": _whole(1, MAX_ATTEMPTS),
+    "retry_wait": _seconds(zero=True),
+    "retry_longest_wait": _seconds(zero=True),
+    "retry_budget": _share,
+    "circuit_failures": _whole(0, 1_000),
+    "circuit_pause": _seconds(),
+    "circuit_longest_pause": _seconds(),
+    "circuit_patience": _seconds(zero=True),
     "lifecycle_log": _flag,
 }
 PROVIDER_RULES: Final[dict[str, Rule]] = {
@@ -193,16 +216,20 @@ PROVIDER_RULES: Final[dict[str, Rule]] = {
     "timeout": _seconds(),
     "first_token_timeout": _seconds(),
     "idle_timeout": _seconds(),
+    "max_attempts": _whole(1, MAX_ATTEMPTS),
+    "fallbacks": _targets,
     "any_model": _flag,
 }
 MODEL_RULES: Final[dict[str, Rule]] = {
     "timeout": _seconds(),
     "first_token_timeout": _seconds(),
     "idle_timeout": _seconds(),
+    "fallbacks": _targets,
     "reply": _text,
     "replies": _texts,
     "delay": _seconds(zero=True),
     "chunks": _whole(0, 100_000),
     "chunk_delay": _seconds(zero=True),
+    "error_times": _whole(1, 1_000_000),
     "error": _text,
 }

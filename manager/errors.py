@@ -17,6 +17,7 @@ __all__ = [
     "BrokenAnswer",
     "CallpoolError",
     "CapacityExceeded",
+    "CircuitOpen",
     "ConfigError",
     "ConfigMismatch",
     "ConnectionLost",
@@ -343,6 +344,12 @@ class ProviderOverloaded(ProviderError):
     """The provider has no capacity at the moment, whoever asks: try again later, or another model."""
 
     code = "provider_overloaded"
+
+
+class CircuitOpen(ProviderError):
+    """The provider failed for request after request, so callpool left it alone for a while: see the cause in the message."""
+
+    code = "circuit_open"
 
 
 class BrokenAnswer(ProviderError):

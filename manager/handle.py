@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 class Chunk(str):
     """A piece of a streamed answer: the text itself, with the provider's own chunk object as `raw`."""
 
-    __slots__ = ("raw",)
+    __slots__ = ("raw", "restart")
     raw: dict[str, Any] | None
+    restart: bool
+    """Whether what came before is to be forgotten: the call failed, and another one answers. Only with `retry_in_doubt`."""
 
-    def __new__(cls, text: str, raw: dict[str, Any] | None = None) -> Self:
+    def __new__(cls, text: str, raw: dict[str, Any] | None = None, *, restart: bool = False) -> Self:
         """A chunk of this text."""
         chunk = super().__new__(cls, text)
         chunk.raw = raw
+        chunk.restart = restart
         return chunk
 
 
@@ -84,7 +87,7 @@ class Progress:
     def _next_chunk(self) -> Chunk:
         """The oldest piece that was not taken yet; there must be one."""
         piece = msgspec.json.decode(self._chunks.popleft())
-        return Chunk(piece["text"], piece["raw"])
+        return Chunk(piece["text"], piece["raw"], restart=piece.get("restart", False))
 
     def _end_unless_refused(self) -> Done:
         done = self._done

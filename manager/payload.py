@@ -37,6 +37,9 @@ def build_submit(
     timeout: float | None,
     first_token_timeout: float | None,
     idle_timeout: float | None,
+    max_attempts: int | None,
+    fallbacks: Sequence[str] | None,
+    retry_in_doubt: bool,
     metadata: Mapping[str, Any] | None,
     parameters: Mapping[str, Any],
 ) -> Submit:
@@ -50,6 +53,7 @@ def build_submit(
     for name, seconds in given.items():
         if (fault := refuse_timeout(seconds, name)) is not None:
             raise from_fault(fault)
+    _check_retries(max_attempts, fallbacks, retry_in_doubt=retry_in_doubt)
     _check_messages(messages)
     for name in parameters:
         if name in RESERVED:
@@ -64,10 +68,31 @@ def build_submit(
         stream,
         first_token_timeout=first_token_timeout,
         idle_timeout=idle_timeout,
+        max_attempts=max_attempts,
+        fallbacks=None if fallbacks is None else list(fallbacks),
+        retry_in_doubt=retry_in_doubt,
     )
     if (fault := catalogue.refuse(submit)) is not None:
         raise from_fault(fault)
     return submit
+
+
+def _check_retries(max_attempts: object, fallbacks: object, *, retry_in_doubt: object) -> None:
+    """The types; the catalogue knows the bounds and the names."""
+    if max_attempts is not None and (isinstance(max_attempts, bool) or not isinstance(max_attempts, int)):
+        raise BadInput(f"max_attempts must be an integer, got {type(max_attempts).__name__}", param="max_attempts")
+    if not isinstance(retry_in_doubt, bool):
+        kind = type(retry_in_doubt).__name__
+        raise BadInput(f"retry_in_doubt must be true or false, got {kind}", param="retry_in_doubt")
+    if fallbacks is None:
+        return
+    if isinstance(fallbacks, (str, bytes)) or not isinstance(fallbacks, Sequence):
+        kind = type(fallbacks).__name__
+        raise BadInput(f"fallbacks must be a list of provider/model, got {kind}", param="fallbacks")
+    for index, name in enumerate(fallbacks):
+        if not isinstance(name, str):
+            param = f"fallbacks[{index}]"
+            raise BadInput(f"{param} must be a text, provider/model, got {type(name).__name__}", param=param)
 
 
 def _check_messages(messages: object) -> None:

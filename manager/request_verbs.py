@@ -80,6 +80,9 @@ class _CallArguments(msgspec.Struct, forbid_unknown_fields=True):
     stream: bool = False
     first_token_timeout: float | None = None
     idle_timeout: float | None = None
+    max_attempts: int | None = None
+    fallbacks: list[str] | None = None
+    retry_in_doubt: bool = False
 
 
 class _DrainArguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -197,6 +200,7 @@ def _pool_status(core: Core, now: Now, workers: list[dict[str, Any]]) -> dict[st
             "limit": account.limit,
             "queued": core.scheduler.count(account.name),
             "closed": account.closed,
+            **core.attempts.describe(account.name, now.monotonic),
         }
         for account in core.ledger.accounts.values()
     ]

@@ -35,6 +35,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Of a stream: seconds to the first chunk that brings anything; None takes the provider's."""
     idle_timeout: float | None = None
     """Of a stream: seconds from one chunk that brings anything to the next; None takes the provider's."""
+    fallbacks: list[str] | None = None
+    """Targets, as `provider/model`, for requests that this model cannot serve; None takes the provider's."""
 
     reply: str | None = None
     """Text of the answer; None echoes the last message."""
@@ -46,6 +48,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Number of pieces of a streamed answer; 0 makes one piece a word."""
     chunk_delay: float = 0.0
     """Seconds before each further chunk."""
+    error_times: int | None = None
+    """How many calls get `error`, in each worker, before the answers begin; None gives it to all."""
     error: str | None = None
     """Name of a fault to produce instead of an answer: see `SCRIPT_FAULTS`."""
 
@@ -71,6 +75,10 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Of a stream: seconds to the first chunk that brings anything; None leaves it to `timeout`."""
     idle_timeout: float | None = None
     """Of a stream: seconds from one chunk that brings anything to the next; None leaves it to `timeout`."""
+    max_attempts: int | None = None
+    """Calls of one request on this account at most; None takes the supervisor's."""
+    fallbacks: list[str] = []
+    """Targets, as `provider/model`, for requests that this account cannot serve."""
     any_model: bool = False
     """Allow models that `models` does not list. Without any listed model every name is allowed."""
     models: dict[str, ModelSettings] = {}
@@ -104,6 +112,22 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Seconds past its timeout after which a session that a client holds is ended without being asked for."""
     function_workers: int = 4
     """Processes that run functions of clients at once (`where="worker"`); 0 refuses functions."""
+    max_attempts: int = 3
+    """Calls of one request on one account and model at most: only what is transient and cannot have been billed is called again."""
+    retry_wait: float = 0.5
+    """Seconds: the longest pause before the second call; it doubles with each further one."""
+    retry_longest_wait: float = 20.0
+    """Seconds: the longest pause, where the provider names none."""
+    retry_budget: float = 0.2
+    """Retries that each completed call allows its account, beyond the first ten."""
+    circuit_failures: int = 5
+    """Requests in a row that fail by a provider's trouble before its model is left alone for a while; 0 never does that."""
+    circuit_pause: float = 5.0
+    """Seconds until one request tries whether it works again; doubles with each that finds it does not."""
+    circuit_longest_pause: float = 60.0
+    """Seconds at most."""
+    circuit_patience: float = 30.0
+    """Seconds that other requests wait for that; a try that fails after them ends them too."""
     lifecycle_log: bool = False
     """Whether every lifecycle event is also written to `logs/lifecycle.jsonl` in the state directory."""
 

@@ -241,7 +241,7 @@ def _decode_call(order: Dispatch) -> Call:
 
 
 def _encode_answer(answer: Answer, order: Dispatch) -> bytes:
-    body = msgspec.json.encode(answer)
+    body = msgspec.json.encode(msgspec.structs.replace(answer, provider=order.provider, model=order.model))
     if len(body) > MAX_ANSWER:
         raise BrokenAnswer(
             f"the answer is {len(body)} bytes as JSON, the limit is {MAX_ANSWER}",

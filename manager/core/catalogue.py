@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from callpool.manager.core.faults import Detail, Fault
+from callpool.manager.core.retry import MAX_ATTEMPTS, MAX_FALLBACKS, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +27,11 @@ MAX_MODEL_NAME = 200
 """Characters; the same as in the configuration."""
 MAX_PAYLOAD = 8 * 1024 * 1024
 """Bytes of one request's payload: room for a context window of a million tokens, or a few images."""
+
+
+GivenTimeouts = tuple[float | None, float | None, float | None]
+"""Total, first token and idle, where a request names them."""
+NOT_GIVEN: GivenTimeouts = (None, None, None)
 
 
 class Timeouts(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +56,10 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     any_model: bool = False
     refusal: Fault | None = None
     """Why this account cannot serve at all (a missing key), or None."""
+    fallbacks: list[str] = []
+    """Targets, as `provider/model`, for requests that this account cannot serve and that name none themselves."""
+    model_fallbacks: dict[str, list[str]] = {}
+    """The same by model, where a model has its own."""
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,10 +84,13 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 
     def timeouts_for(self, submit: Submit) -> Timeouts:
         """All timeouts of this request's call, whose provider there is: each is the request's, else the model's or the provider's."""
-        entry = self.providers[submit.provider]
-        usual = entry.models.get(submit.model, entry.timeouts)
-        given = (submit.timeout, submit.first_token_timeout, submit.idle_timeout)
-        if given == (None, None, None):
+        return self.timeouts_at(Target(submit.provider, submit.model), given_timeouts(submit))
+
+    def timeouts_at(self, target: Target, given: GivenTimeouts) -> Timeouts:
+        """All timeouts of a call there, for a request that brought these."""
+        entry = self.providers[target.provider]
+        usual = entry.models.get(target.model, entry.timeouts)
+        if given == NOT_GIVEN:
             return usual
         total, first_token, idle = given
         return Timeouts(
@@ -85,6 +98,15 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             usual.first_token if first_token is None else first_token,
             usual.idle if idle is None else idle,
         )
+
+    def fallbacks_for(self, submit: Submit) -> list[Target]:
+        """Where this request's call may go instead, in order: the request's own list, else the model's, else the provider's."""
+        entry = self.providers[submit.provider]
+        named = submit.fallbacks
+        if named is None:
+            named = entry.model_fallbacks.get(submit.model, entry.fallbacks)
+        targets = dict.fromkeys(Target(*name.split("/", 1)) for name in named)
+        return [target for target in targets if target != (submit.provider, submit.model)]
 
     def refuse(self, submit: Submit) -> Fault | None:
         """The fault in this request, or None. Metadata size is the session table's business: it counts refusals."""
@@ -99,12 +121,40 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             return _unknown("model", submit.model, entry.models, of=f" of provider {submit.provider!r}")
         if entry.refusal is not None:
             return entry.refusal
-        if (fault := refuse_timeouts(submit)) is not None:
+        if (fault := refuse_timeouts(submit) or self._refuse_retries(submit)) is not None:
             return fault
         if len(submit.payload) > self.max_payload_size:
             size, limit = len(submit.payload), self.max_payload_size
             return bad_input("messages", f"are {size} bytes as JSON, the limit is {limit}", size=size, limit=limit)
         return None
+
+    def _refuse_retries(self, submit: Submit) -> Fault | None:
+        """The fault in what a request says of further calls, or None."""
+        if submit.max_attempts is not None and not 1 <= submit.max_attempts <= MAX_ATTEMPTS:
+            return bad_input(
+                "max_attempts", f"must be from 1 to {MAX_ATTEMPTS}, got {submit.max_attempts}", limit=MAX_ATTEMPTS
+            )
+        named = submit.fallbacks or ()
+        if len(named) > MAX_FALLBACKS:
+            limit = MAX_FALLBACKS
+            return bad_input("fallbacks", f"has {len(named)} entries, the limit is {limit}", limit=limit)
+        for index, name in enumerate(named):
+            param = f"fallbacks[{index}]"
+            provider, slash, model = name.partition("/")
+            if not slash or not model or len(model) > MAX_MODEL_NAME:
+                return bad_input(param, f"must be provider/model, got {name[:80]!r}")
+            entry = self.providers.get(provider)
+            if entry is None:
+                return msgspec.structs.replace(_unknown("provider", provider, self.providers), param=param)
+            if model not in entry.models and not entry.any_model:
+                unknown = _unknown("model", model, entry.models, of=f" of provider {provider!r}")
+                return msgspec.structs.replace(unknown, param=param)
+        return None
+
+
+def given_timeouts(submit: Submit) -> GivenTimeouts:
+    """What the request itself says of its timeouts."""
+    return submit.timeout, submit.first_token_timeout, submit.idle_timeout
 
 
 def refuse_session(submit: Submit) -> Fault | None:

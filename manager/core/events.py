@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from callpool.manager.core.faults import Fault
-from callpool.manager.core.messages import ClientEvent, Finished, Note, Piece, Started, Submit, WorkerOrder
+from callpool.manager.core.messages import ClientEvent, Continues, Finished, Note, Piece, Started, Submit, WorkerOrder
 from callpool.manager.core.states import Move
 
 
@@ -125,7 +125,7 @@ class Reported(_Event, frozen=True):
     """A worker reports on one of its calls."""
 
     worker: int
-    report: Started | Piece | Finished
+    report: Started | Piece | Finished | Continues
 
 
 class AccountClosed(_Event, frozen=True):

@@ -76,9 +76,7 @@ def view_of(request: Request, now: Now, fault: Fault | None, *, whole: bool = Tr
     completed = request.phases[-1][1].wall if request.state in ENDED else None
     started = None
     if session.started_at is not None:
-        for phase, at in request.phases:
-            if phase is Phase.PROVIDER_CALL_START:
-                started = at.wall
+        started = next((at.wall for phase, at in request.phases if phase is Phase.PROVIDER_CALL_START), None)
     duration = session.duration(now.monotonic)
     return SessionView(
         request.session_id,

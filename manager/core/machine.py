@@ -20,7 +20,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from callpool.manager.core import refusals
+from callpool.manager.core.attempts import Attempts
 from callpool.manager.core.catalogue import MAX_MODEL_NAME, REQUEST_ID
+from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.deadlines import Deadlines
 from callpool.manager.core.drain import Drain
 from callpool.manager.core.events import (
@@ -59,6 +61,7 @@ from callpool.manager.core.messages import (
     Accepted,
     CancelCall,
     Chunk,
+    Continues,
     Dispatch,
     Done,
     Finished,
@@ -70,12 +73,13 @@ from callpool.manager.core.messages import (
 )
 from callpool.manager.core.places import Places
 from callpool.manager.core.requests import Kind, Now, Phase, Record, Request
+from callpool.manager.core.retry import RetryRules, Target
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import Outcome, SessionTable
 from callpool.manager.core.states import ACTIVE, Move, State, advance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from callpool.manager.core.catalogue import Catalogue
     from callpool.manager.core.ledger import Ledger
@@ -105,6 +109,9 @@ _STATE_OF_FAULT = {
     "worker_lost": State.INTERRUPTED,
 }
 
+_RETRIES = RetryRules()
+_CIRCUITS = CircuitRules()
+
 Handler: TypeAlias = "Callable[[Any, Now, list[Effect]], None]"
 
 
@@ -125,7 +132,12 @@ class Core:
         scheduler: Scheduler,
         lifecycle: Lifecycle,
         cleanup_interval: float = 5.0,
+        retry_rules: RetryRules = _RETRIES,
+        own_retry_rules: Mapping[str, RetryRules] | None = None,
+        circuit_rules: CircuitRules = _CIRCUITS,
+        draw: Callable[[], float] = lambda: 0.5,
     ) -> None:
+        """`draw` gives numbers from 0 to below 1, all as likely; the shell's are random."""
         self.catalogue = catalogue
         self.sessions = sessions
         self.ledger = ledger
@@ -141,11 +153,14 @@ class Core:
         self.abandoned: dict[str, int] = {}
         """holder → its threads that still work although their session timed out."""
         self.drain: Drain | None = None
-        self._deadlines = Deadlines()
+        self.deadlines = Deadlines()
         self.leases = Deadlines(LEASE_TICK)
         """When held sessions are cleaned up, and when functions have to end."""
         self.held = HeldSessions(self, cleanup_interval=cleanup_interval)
         self.functions = Functions(self)
+        self.attempts = Attempts(
+            self, rules=retry_rules, own_rules=own_retry_rules or {}, circuit_rules=circuit_rules, draw=draw
+        )
         self._sequence = 0
         self._dispatches = 0
         self._handlers: dict[type[Event], Handler] = {
@@ -186,9 +201,8 @@ class Core:
 
     def next_deadline(self) -> float | None:
         """Monotonic seconds at which a `Tick` is due, or None."""
-        due, lease = self._deadlines.next(), self.leases.next()
-        if lease is not None and (due is None or lease < due):
-            due = lease
+        dues = (self.deadlines.next(), self.leases.next(), self.attempts.next_due())
+        due = min((each for each in dues if each is not None), default=None)
         if self.drain is not None and not self.drain.reported:
             drain_due = self.drain.deadline if self.drain.give_up_at is None else self.drain.give_up_at
             due = drain_due if due is None else min(due, drain_due)
@@ -211,7 +225,11 @@ class Core:
             return
         request = self.receive(event.client, submit, event.session_id, Kind.CALL, now)
         request.timeouts = self.catalogue.timeouts_for(submit)
-        self._enqueue(request, Move.ENQUEUE, now)
+        request.route = self.attempts.route_for(submit)
+        advance(request, Move.ENQUEUE)
+        self.mark(request, Phase.QUEUED, now)
+        self.attempts.redirect(request, now)
+        self.scheduler.push(request)
         if submit.acknowledge:
             effects.append(ToClient(event.client, Accepted(request.request_id, self.scheduler.position(request))))
         self._grant(event.client, effects)
@@ -267,20 +285,30 @@ class Core:
         places = self.places
         return self.scheduler.has_room(size, promised=places.total, promised_bytes=places.total_bytes)
 
-    def _enqueue(self, request: Request, move: Move, now: Now) -> None:
-        advance(request, move)
-        self.mark(request, Phase.QUEUED if move is Move.ENQUEUE else Phase.RETRY, now)
-        self.scheduler.push(request)
+    def requeue(self, request: Request, phase: Phase, now: Now) -> None:
+        """It waits for another call. The caller puts it into the queue."""
+        advance(request, Move.REQUEUE)
+        self.mark(request, phase, now)
 
     # Dispatching.
 
     def _pump(self, now: Now, effects: list[Effect]) -> None:
         """Move requests from the queue to workers while pool, account and workers have room."""
+        if not len(self.scheduler):
+            return
+        is_shut, has_slot, time = self.attempts.circuits.is_shut, self.ledger.has_slot, now.monotonic
+
+        def can_take(target: Target) -> bool:
+            return has_slot(target.provider) and not is_shut(target, time)
+
         while self.by_worker and self.sessions.has_room and len(self.scheduler):
-            request = self.scheduler.next_for(self.ledger.has_slot)
+            request = self.scheduler.next_for(can_take)
             if request is None:
                 return
-            self._dispatch(request, now, effects)
+            if self.attempts.is_overdue(request, now):
+                self.end(request, refusals.timed_out(request), now, effects)
+            else:
+                self._dispatch(request, now, effects)
 
     def _dispatch(self, request: Request, now: Now, effects: list[Effect]) -> None:
         worker, load = -1, -1
@@ -299,14 +327,15 @@ class Core:
             self.ledger.reserve(request.provider, request.request_id)
             self.sessions.resume(request.session)
             self.mark(request, Phase.SESSION_ALLOCATED, now)
-        self._deadlines.set(request.request_id, now.monotonic + request.timeout + TIMEOUT_GRACE)
+        left = self.attempts.dispatched(request, now)
+        self.deadlines.set(request.request_id, now.monotonic + left + TIMEOUT_GRACE)
         timeouts = request.timeouts
         order = Dispatch(
             request.request_id,
             request.attempt,
             request.provider,
             request.model,
-            request.timeout,
+            left,
             request.stream,
             request.payload,
             timeouts.first_token if timeouts else None,
@@ -330,6 +359,8 @@ class Core:
             if request.phases[-1][0] is Phase.PROVIDER_CALL_START:
                 self.mark(request, Phase.FIRST_TOKEN, now)
             effects.append(ToClient(request.client, Chunk(request.request_id, report.body)))
+        elif type(report) is Continues:
+            self._continue(request, report, now, effects)
 
     def _start(self, request: Request, now: Now) -> None:
         if request.state is State.PROCESSING:
@@ -342,7 +373,7 @@ class Core:
         """The work begins."""
         advance(request, Move.START)
         self.mark(request, Phase.PROVIDER_CALL_START, now)
-        if request.session is not None:
+        if request.session is not None and request.session.started_at is None:
             request.session.started_at = now.monotonic
 
     def _finish(self, request: Request, report: Finished, now: Now, effects: list[Effect]) -> None:
@@ -353,7 +384,19 @@ class Core:
             self._start(request, now)  # an answer that needed no provider
         if request.state is State.PROCESSING:
             self.mark(request, Phase.PROVIDER_CALL_END, now)
+        if request.kind is Kind.CALL and self.attempts.goes_on(request, fault, now, effects):
+            return
         self.end(request, fault, now, effects, body=report.body)
+
+    def _continue(self, request: Request, report: Continues, now: Now, effects: list[Effect]) -> None:
+        if request.kind is not Kind.CALL:
+            return  # a function has one process and one answer
+        self._start(request, now)
+        self.mark(request, Phase.PROVIDER_CALL_END, now)
+        if request.ending is not None:
+            self.end(request, request.ending, now, effects)  # it is to end, and its call has
+        else:
+            self.attempts.take_part(request, report, now, effects)
 
     def _acknowledged(self, request: Request, ending: Fault, now: Now) -> Fault:
         """What an order to end comes to when it has been followed: the reason is the order's."""
@@ -382,7 +425,7 @@ class Core:
         move, outcome, phase = _OUTCOME_OF[state]
         if request.state is State.QUEUED:
             self.scheduler.remove(request.request_id)
-        self._release(request)
+        self.give_back(request)
         if request.kind is Kind.FUNCTION and request.state is State.ALLOCATED:
             self.functions.left_before_start(request)
         advance(request, move)
@@ -411,12 +454,15 @@ class Core:
         done = Done(request.request_id, state.value, request.session_id if session else None, duration, body, fault)
         effects.append(ToClient(request.client, done))
 
-    def _release(self, request: Request) -> None:
+    def give_back(self, request: Request) -> None:
         """Take back worker and slot, if the request holds them; its session is the caller's business."""
-        self._deadlines.clear(request.request_id)
+        self.deadlines.clear(request.request_id)
         self.leases.clear(request.request_id)
+        self.attempts.rests.clear(request.request_id)
         if request.state not in ACTIVE:
             return
+        if request.kind is Kind.CALL:
+            self.attempts.leave(request)
         self.ledger.give_back(request.provider, request.request_id)
         if request.worker in self.by_worker:
             self.by_worker[request.worker].discard(request.request_id)
@@ -430,7 +476,7 @@ class Core:
             return
         request.ending = fault
         request.ending_since = now.monotonic
-        self._deadlines.set(request.request_id, now.monotonic + END_GRACE)
+        self.deadlines.set(request.request_id, now.monotonic + END_GRACE)
         order = CancelCall(request.request_id, request.attempt)
         if request.kind is Kind.FUNCTION:
             self.leases.clear(request.request_id)
@@ -474,14 +520,10 @@ class Core:
             self.end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
         elif request.state is State.PROCESSING:
             self.end(request, refusals.worker_lost(request, event.worker, event.reason), now, effects)
-        elif request.tries >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
+        elif self.attempts.lost(request) + 1 >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
             self.end(request, refusals.never_started(request, event.worker, event.reason), now, effects)
         else:
-            self._release(request)
-            if request.session is not None:
-                self.sessions.suspend(request.session)
-            self._enqueue(request, Move.REQUEUE, now)
-            request.worker = None
+            self.attempts.never_began(request, now, f"worker {event.worker} {event.reason} before the call began")
 
     def _account_closed(self, event: AccountClosed, _now: Now, _effects: list[Effect]) -> None:
         self.ledger.accounts[event.account].closed = event.reason
@@ -494,7 +536,8 @@ class Core:
         cuts = drain is not None and drain.cut_at is None and now.monotonic >= drain.deadline and bool(self.requests)
         if drain is not None and cuts:
             drain.cut(now=now.monotonic, active=self.sessions.active)
-        for request_id in self._deadlines.pop_due(now.monotonic):
+        self.attempts.tick(now)
+        for request_id in self.deadlines.pop_due(now.monotonic):
             request = self.requests[request_id]
             if request.ending is not None:
                 self.end(request, refusals.unacknowledged(request), now, effects)

@@ -15,7 +15,7 @@ import msgspec
 
 from callpool.manager.core.faults import Fault
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised with every change of meaning below; both sides of a handshake must have the same."""
 
 
@@ -44,6 +44,12 @@ class Submit(_Message, frozen=True, tag=1):
     """Answer with `Accepted` or `Rejected` at once; without it only a refusal is answered."""
     first_token_timeout: float | None = None
     idle_timeout: float | None = None
+    max_attempts: int | None = None
+    """Calls on one target at most; None takes the account's setting."""
+    fallbacks: list[str] | None = None
+    """Targets to go on with, as `provider/model`; None takes the settings'."""
+    retry_in_doubt: bool = False
+    """Whether a call that may have been billed, or whose stream had begun, may be made again."""
 
 
 class Cancel(_Message, frozen=True, tag=2):
@@ -109,10 +115,13 @@ class Rejected(_Message, frozen=True, tag=2):
 
 
 class Chunk(_Message, frozen=True, tag=3):
-    """A piece of a streamed answer: JSON bytes of `{text, raw}`."""
+    """A piece of a streamed answer: JSON bytes of `{text, raw}`; with `restart`, forget what came before: another call answers."""
 
     request_id: str
     body: bytes
+
+
+RESTART = b'{"text":"","raw":null,"restart":true}'
 
 
 class Done(_Message, frozen=True, tag=4):
@@ -224,6 +233,14 @@ class Finished(_Message, frozen=True, tag=4):
     fault: Fault | None = None
 
 
+class Continues(_Message, frozen=True, tag=6):
+    """The call ended with a part of the answer: this payload is the call that goes on with it."""
+
+    request_id: str
+    attempt: int
+    payload: bytes
+
+
 class Heartbeat(_Message, frozen=True, tag=5):
     """The worker's event loop turns. `delay` is by how many seconds it woke late."""
 
@@ -231,4 +248,4 @@ class Heartbeat(_Message, frozen=True, tag=5):
     delay: float
 
 
-WorkerReport = Ready | Started | Piece | Finished | Heartbeat
+WorkerReport = Ready | Started | Piece | Finished | Continues | Heartbeat

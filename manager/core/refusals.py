@@ -11,6 +11,7 @@ from callpool.manager.core.states import State
 
 if TYPE_CHECKING:
     from callpool.manager.core.requests import Request
+    from callpool.manager.core.retry import Target
     from callpool.manager.core.scheduler import Scheduler
 
 BY_DRAIN = "drain"
@@ -160,9 +161,31 @@ def cut_by_drain() -> Fault:
 
 
 def timed_out(request: Request) -> Fault:
-    """The call is past its deadline, and past its worker's own."""
+    """The call is past its deadline, and past its worker's own; or no time is left for another one."""
     details: dict[str, Detail] = {"seconds": request.timeout, "which": "total"}
-    return Fault(code="timeout", message=f"the call did not end within {request.timeout:g} s", details=details)
+    message = f"the call did not end within {request.timeout:g} s"
+    tried = request.route.tried if request.route else []
+    if tried and request.state is State.QUEUED:
+        message = f"the request did not end within {request.timeout:g} s; call {tried[-1].number} ended with: {tried[-1].message}"
+    return Fault(code="timeout", message=message, details=details)
+
+
+def circuit_open(target: Target, last: Fault | None, seconds_left: float) -> Fault:
+    """Its target has failed request after request, and again when it was asked whether it works."""
+    why = f": {last.message}" if last else ""
+    return Fault(
+        code="circuit_open",
+        message=f"provider {target.provider!r} fails for model {target.model!r}, and is left alone for now{why}",
+        hint="look at the provider; add `fallbacks`; or submit again later",
+        details={
+            "provider": target.provider,
+            "model": target.model,
+            "retryable": True,
+            "retry_after": seconds_left,
+            "scope": "provider",
+            "in_doubt": False,
+        },
+    )
 
 
 def worker_lost(request: Request, worker: int, reason: str) -> Fault:

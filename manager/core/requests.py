@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from callpool.manager.core.retry import Attempt, Target
 from callpool.manager.core.states import State, Word
 
 if TYPE_CHECKING:
     from callpool.manager.core.catalogue import Timeouts
     from callpool.manager.core.faults import Fault
     from callpool.manager.core.messages import Submit
+    from callpool.manager.core.retry import Route
     from callpool.manager.core.sessions import Session
 
 
@@ -39,6 +41,9 @@ class Phase(Word):
     CANCELLED = "CANCELLED"
     INTERRUPTED = "INTERRUPTED"
     RETRY = "RETRY"
+    """Its call failed, or was lost before it began: it waits for another one."""
+    CONTINUED = "CONTINUED"
+    """Its call brought a part of the answer: it waits for the next one."""
 
 
 class Kind(Word):
@@ -72,6 +77,7 @@ class Request:
         "released",
         "request_id",
         "result",
+        "route",
         "sequence",
         "session",
         "session_id",
@@ -126,7 +132,14 @@ class Request:
         """Why its call is being ended, from the order to the worker until the worker's report."""
         self.ending_since = 0.0
         """Monotonic seconds of that order."""
+        self.route: Route | None = None
+        """Of a call: what it may still try, and what it has tried."""
         self.phases: list[tuple[Phase, Now]] = []
+
+    @property
+    def target(self) -> Target:
+        """Where its calls go."""
+        return Target(self.provider, self.model)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +163,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     fault: Fault | None = None
     first_token_timeout: float | None = None
     idle_timeout: float | None = None
+    attempts: list[Attempt] = []
+    """The calls before the last one, where there were any."""
 
     @classmethod
     def of(cls, request: Request, now: Now, fault: Fault | None = None) -> Record:
@@ -174,6 +189,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             fault=fault,
             first_token_timeout=timeouts.first_token if timeouts else None,
             idle_timeout=timeouts.idle if timeouts else None,
+            attempts=list(request.route.tried) if request.route else [],
         )
 
 

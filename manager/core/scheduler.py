@@ -1,10 +1,10 @@
-"""Who goes next. Today: first come, first served, among the accounts that have a slot.
+"""Who goes next. Today: first come, first served, among the targets (an account's model) that can take a call.
 
-A request whose account has no slot never blocks one whose account has. Each account has a queue of its own, ordered by
-arrival; a request that has to wait again finds its old place by its sequence number. The interface is what later
-policies (priorities, fair shares, ageing) keep: `push`, `next_for`, `remove`, `position`.
+A request whose target can take none never blocks one whose target can. Each target has a queue of its own, ordered by
+arrival; a request that has to wait again finds its old place by its sequence number, at once or after a rest. The interface is what
+later policies (priorities, fair shares, ageing) keep: `push`, `rest`, `wake`, `next_for`, `remove`, `position`.
 
-Cost: O(log n) in the requests of an account, O(accounts) to choose among them; accounts are a handful.
+Cost: O(log n) in the requests of a target, O(targets with waiting requests) to choose among them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from callpool.manager.core.requests import Request
+    from callpool.manager.core.retry import Target
 
 
 class Scheduler:
@@ -26,7 +27,8 @@ class Scheduler:
         self.max_bytes = max_bytes
         self._waiting: dict[str, Request] = {}
         """request_id → waiting request; what is in a heap but not here (or with another sequence) has left."""
-        self._heaps: dict[str, list[tuple[int, str]]] = {}
+        self._heaps: dict[Target, list[tuple[int, str]]] = {}
+        """Only targets that somebody waits for."""
         self._counts: dict[str, int] = {}
         self._bytes = 0
         self._latest: dict[str, int] = {}
@@ -52,45 +54,63 @@ class Scheduler:
 
     def push(self, request: Request) -> None:
         """Let a request wait, at the place of its sequence number."""
+        self.rest(request)
+        self.wake(request.request_id)
+
+    def rest(self, request: Request) -> None:
+        """Let a request wait without taking part, until it is woken."""
         account = request.provider
         self._waiting[request.request_id] = request
         self._counts[account] = self._counts.get(account, 0) + 1
         self._bytes += request.payload_bytes + request.metadata_bytes
-        heap = self._heaps.get(account)
-        if heap is None:
-            heap = self._heaps[account] = []
         self._latest[account] = max(self._latest.get(account, 0), request.sequence)
-        heapq.heappush(heap, (request.sequence, request.request_id))
 
-    def next_for(self, has_slot: Callable[[str], bool]) -> Request | None:
-        """Take the request that goes next among the accounts for which `has_slot` says yes; None if there is none."""
+    def wake(self, request_id: str) -> None:
+        """Let a resting request take part again."""
+        request = self._waiting[request_id]
+        heap = self._heaps.get(request.target)
+        if heap is None:
+            heap = self._heaps[request.target] = []
+        heapq.heappush(heap, (request.sequence, request_id))
+
+    def next_for(self, can_take: Callable[[Target], bool]) -> Request | None:
+        """Take the request that goes next among the targets for which `can_take` says yes; None if there is none."""
         best: tuple[int, str] | None = None
-        chosen = ""
-        for account, heap in self._heaps.items():
-            self._drop_departed(heap)
-            if heap and (best is None or heap[0] < best) and has_slot(account):
-                best, chosen = heap[0], account
-        if best is None:
+        chosen: Target | None = None
+        emptied: list[Target] | None = None
+        for target, heap in self._heaps.items():
+            self._drop_departed(target, heap)
+            if not heap:
+                emptied = [*(emptied or ()), target]
+            elif (best is None or heap[0] < best) and can_take(target):
+                best, chosen = heap[0], target
+        for target in emptied or ():
+            del self._heaps[target]
+        if best is None or chosen is None:
             return None
         heapq.heappop(self._heaps[chosen])
         return self._leave(best[1])
+
+    def waiting_for(self, target: Target) -> list[Request]:
+        """The requests that wait for a target, in order of arrival. O(n log n): for when its circuit opens, not for dispatch."""
+        entries = sorted(entry for entry in self._heaps.get(target, ()) if self._is_waiting(target, entry))
+        return [self._waiting[request_id] for _, request_id in entries]
 
     def remove(self, request_id: str) -> Request | None:
         """Take a request out of the queue (cancelled, expired); the places of the others stay."""
         if request_id not in self._waiting:
             return None
         request = self._leave(request_id)
-        heap = self._heaps[request.provider]
+        heap = self._heaps.get(request.target, [])
         if len(heap) > 2 * self._counts[request.provider] + 64:  # departed entries outnumber the waiting ones
-            heap[:] = [entry for entry in heap if self._is_waiting(entry)]
+            heap[:] = [entry for entry in heap if self._is_waiting(request.target, entry)]
             heapq.heapify(heap)
         return request
 
     def position(self, request: Request) -> int:
         """How many requests of the same account wait before this one. O(1) for the newest, the case of every submit."""
         count = self._counts.get(request.provider, 0)
-        heap = self._heaps.get(request.provider, [])
-        if heap and request.sequence == self._latest.get(request.provider):
+        if count and request.sequence == self._latest.get(request.provider):
             return count - 1
         return sum(
             1
@@ -106,12 +126,14 @@ class Scheduler:
         request = self._waiting.pop(request_id)
         self._counts[request.provider] -= 1
         self._bytes -= request.payload_bytes + request.metadata_bytes
+        if not self._waiting:
+            self._heaps.clear()
         return request
 
-    def _is_waiting(self, entry: tuple[int, str]) -> bool:
+    def _is_waiting(self, target: Target, entry: tuple[int, str]) -> bool:
         request = self._waiting.get(entry[1])
-        return request is not None and request.sequence == entry[0]
+        return request is not None and request.sequence == entry[0] and request.target == target
 
-    def _drop_departed(self, heap: list[tuple[int, str]]) -> None:
-        while heap and not self._is_waiting(heap[0]):
+    def _drop_departed(self, target: Target, heap: list[tuple[int, str]]) -> None:
+        while heap and not self._is_waiting(target, heap[0]):
             heapq.heappop(heap)

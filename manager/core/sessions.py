@@ -133,7 +133,6 @@ class SessionTable:
 
     def resume(self, session: Session) -> None:
         """Take the lease again. The caller has checked that there is room."""
-        session.started_at = None
         session.held = True
         self._take(session)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import settings
 
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry, Timeouts
+from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.events import Effect, Event, Reported, Submitted, ToClient, ToWorker, WorkerUp
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.ledger import Ledger
@@ -14,11 +15,12 @@ from callpool.manager.core.lifecycle import Lifecycle
 from callpool.manager.core.machine import Core
 from callpool.manager.core.messages import ClientEvent, Finished, Started, Submit, WorkerOrder
 from callpool.manager.core.requests import Now
+from callpool.manager.core.retry import RetryRules
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MISSING_KEY = Fault(code="credential_missing", message="no key for 'keyless'", param="provider")
 STEADY = settings(derandomize=True, deadline=None, max_examples=150, database=None)
@@ -40,11 +42,19 @@ def make_core(
     sessions: type[SessionTable] = SessionTable,
     scheduler: type[Scheduler] = Scheduler,
     ledger: type[Ledger] = Ledger,
+    models: Sequence[str] = ("m",),
+    retry_rules: RetryRules | None = None,
+    circuit_rules: CircuitRules | None = None,
 ) -> Core:
-    """A core with one model `m` on every account, and an account `keyless` that cannot serve."""
+    """A core with one model `m` on every account, and an account `keyless` that cannot serve. Chance is always a half.
+
+    Circuits stay closed where a test does not say otherwise.
+    """
     limits = dict(accounts or {"a": 2})
     entries = {
-        name: ProviderEntry(timeouts=Timeouts(TIMEOUT), limit=limit, models={"m": Timeouts(TIMEOUT)})
+        name: ProviderEntry(
+            timeouts=Timeouts(TIMEOUT), limit=limit, models={model: Timeouts(TIMEOUT) for model in models}
+        )
         for name, limit in limits.items()
     }
     entries["keyless"] = ProviderEntry(
@@ -56,6 +66,8 @@ def make_core(
         ledger=ledger({**limits, "keyless": 1}),
         scheduler=scheduler(max_requests=max_requests, max_bytes=max_bytes),
         lifecycle=Lifecycle(max_requests=history),
+        retry_rules=retry_rules or RetryRules(),
+        circuit_rules=circuit_rules or CircuitRules(failures=0),
     )
 
 
@@ -87,9 +99,10 @@ class Bench:
         metadata: bytes = b"{}",
         timeout: float | None = None,
         acknowledge: bool = True,
+        **more: Any,
     ) -> list[Effect]:
-        """Submit a request to model `m` of an account."""
-        submit = Submit(request_id, account, "m", payload, metadata, timeout, acknowledge=acknowledge)
+        """Submit a request to model `m` of an account; `more` are further fields of the `Submit`."""
+        submit = Submit(request_id, account, "m", payload, metadata, timeout, acknowledge=acknowledge, **more)
         return self.do(Submitted(client, submit, f"session_{request_id}"))
 
     def start(self, request_id: str) -> list[Effect]:

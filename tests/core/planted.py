@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from callpool.manager.core.faults import Fault
     from callpool.manager.core.requests import Now, Request
+    from callpool.manager.core.retry import Target
     from callpool.manager.core.sessions import Outcome, Session
 
 
@@ -51,7 +52,7 @@ class PumpsOneOnly(Core):
 
     def _pump(self, now: Now, effects: list[Effect]) -> None:
         if self.by_worker and self.sessions.has_room and len(self.scheduler):
-            request = self.scheduler.next_for(self.ledger.has_slot)
+            request = self.scheduler.next_for(lambda target: self.ledger.has_slot(target.provider))
             if request is not None:
                 self._dispatch(request, now, effects)
 
@@ -59,9 +60,9 @@ class PumpsOneOnly(Core):
 class HeadBlocks(Scheduler):
     """A request whose account has no slot blocks those whose account has one."""
 
-    def next_for(self, has_slot: Callable[[str], bool]) -> Request | None:
+    def next_for(self, can_take: Callable[[Target], bool]) -> Request | None:
         waiting = self.waiting()
-        return super().next_for(has_slot) if waiting and has_slot(waiting[0].provider) else None
+        return super().next_for(can_take) if waiting and can_take(waiting[0].target) else None
 
 
 class SlotLostOnRequeue(Core):
@@ -72,8 +73,8 @@ class SlotLostOnRequeue(Core):
 
 
 class SlotLostOnCancel(Core):
-    def _release(self, request: Request) -> None:
-        super()._release(request)
+    def give_back(self, request: Request) -> None:
+        super().give_back(request)
         if request.ending is not None and request.state is State.ALLOCATED:
             self.ledger.reserve(request.provider, request.request_id)
 
@@ -159,13 +160,13 @@ class DeadlineForgotten(Core):
 
     def order_end(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
         super().order_end(request, fault, now, effects)
-        self._deadlines.clear(request.request_id)
+        self.deadlines.clear(request.request_id)
 
 
 class DeadlineKeptOnRequeue(Core):
-    def _release(self, request: Request) -> None:
+    def give_back(self, request: Request) -> None:
         if request.state is not State.ALLOCATED or request.ending is not None:
-            super()._release(request)
+            super().give_back(request)
             return
         self.ledger.give_back(request.provider, request.request_id)
         self.by_worker.get(request.worker or 0, set()).discard(request.request_id)

@@ -6,14 +6,14 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 from callpool.manager.core.faults import Fault
-from callpool.manager.core.messages import CancelCall, Dispatch, Finished, Piece, Started
+from callpool.manager.core.messages import CancelCall, Continues, Dispatch, Finished, Piece, Started
 
 if TYPE_CHECKING:
     import random
 
     from callpool.manager.core.messages import WorkerOrder
 
-Report: TypeAlias = Started | Piece | Finished
+Report: TypeAlias = Started | Piece | Finished | Continues
 
 FAULTS = ("provider_error", "timeout", "cancelled", "interrupted")
 ENDS_BEFORE_START = (None, "bad_input", "timeout", "interrupted")

@@ -54,6 +54,7 @@ WIRE: dict[str, dict[int, list[msgspec.Struct]]] = {
         2: [messages.Started("r1", 1)],
         3: [messages.Piece("r1", 1, b"{}")],
         4: [messages.Finished("r1", 1, b"{}"), messages.Finished("r1", 2, None, FAULT)],
+        6: [messages.Continues("r1", 3, b'{"messages":[]}')],
         5: [messages.Heartbeat(3, 0.25)],
     },
 }

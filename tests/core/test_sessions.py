@@ -100,13 +100,13 @@ def test_duration_counts_from_the_start_and_stops_at_the_end() -> None:
     assert sessions.statistics(shutdown_requested=True)["average_session_duration"] == 3.0
 
 
-def test_a_session_that_is_taken_up_again_has_not_started() -> None:
+def test_a_session_that_is_taken_up_again_lasts_from_its_first_start() -> None:
     sessions = table()
     session = opened(sessions, 1, now=10.0)
     session.started_at = 11.0
     sessions.suspend(session)
     sessions.resume(session)
-    assert session.duration(12.0) == 2.0, "counted from the creation, not from the first start"
+    assert session.duration(12.0) == 1.0
     assert (session.session_id, session.provider, session.model) == ("session_1", "kimi", "k3")
 
 

@@ -148,7 +148,7 @@ def test_names_of_key_files_become_absolute(tmp_path: Path, monkeypatch: pytest.
         ("\n[supervisr]\nworkers = 2", '2: supervisr: unknown key; did you mean "supervisor"?'),
         ("[supervisor]\n\nwokers = 2", '3: supervisor.wokers: unknown key; did you mean "workers"?'),
         ('[supervisor]\n"worker\\ns" = 2', '2: supervisor."worker\\ns": unknown key; did you mean "workers"?'),
-        ('[supervisor]\n"\\u202e" = 2', '2: supervisor."\\u202e": unknown key; valid are: cleanup_interval,'),
+        ('[supervisor]\n"\\u202e" = 2', '2: supervisor."\\u202e": unknown key; valid are: circuit_failures,'),
         ("supervisor = [1]", "1: supervisor: a table is wanted, this is a list"),
         ("providers = 3", "1: providers: a table is wanted, this is a whole number"),
         ("[supervisor]\nworkers = true", "2: supervisor.workers: a whole number is wanted, this is true or false"),
@@ -428,7 +428,15 @@ def test_every_field_has_its_rule_and_its_default_obeys(
             assert rule(default) is None, name
 
 
-ALLOWED: tuple[tuple[str, object], ...] = (("function_workers", 0), ("lifecycle_log", True))
+ALLOWED: tuple[tuple[str, object], ...] = (
+    ("function_workers", 0),
+    ("lifecycle_log", True),
+    ("retry_wait", 0),
+    ("retry_longest_wait", 0),
+    ("retry_budget", 0),
+    ("circuit_failures", 0),
+    ("circuit_patience", 0),
+)
 """Of what no other setting takes."""
 
 

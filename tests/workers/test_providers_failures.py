@@ -131,6 +131,8 @@ def test_the_providers_tables(preset: Preset, row: Row, field: str) -> None:
         "retryable": retryable,
         "retry_after": 1.0 if limits == ["concurrency"] else None,
         "scope": scope,
+        # A gateway that gave up, or a failure within an answer: the service may have gone on.
+        "in_doubt": scope == "provider" and status in (200, 499, 502, 504),
     }
     assert found.details == (expected | {"limit": limits[0]} if limits else expected)
     assert bool(limits) == (kind is RateLimited)

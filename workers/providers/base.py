@@ -47,6 +47,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The provider's own counts: `prompt_tokens`, `completion_tokens`, `total_tokens`, and what else it sends."""
     reasoning_content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    provider: str = ""
+    """Who answered, by the name in the configuration; a fallback is another one than the request named. Set by the worker."""
+    model: str = ""
     raw: Any = None
     """The provider's own answer. Of a stream: an equivalent `chat.completion` object, joined from the chunks."""
 

@@ -1,8 +1,8 @@
 """From what a provider did to the error that says so: the one place where provider failures are worded.
 
 Every error of this module carries `provider`, `model`, `retryable` (may the same request succeed later?) and `retry_after` (in how
-many seconds, if that is known); a refusal also `status`, `provider_code`, `scope` and, where one was reached, `limit`; one that cut
-an answer short also `partial`, the text until then.
+many seconds, if that is known), `scope`, and `in_doubt` (may the call have been answered, and billed, all the same?); a refusal also
+`status`, `provider_code` and, where one was reached, `limit`; one that cut an answer short also `partial`, the text until then.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ def refused(preset: Preset, call: Call, refusal: Refusal, *, now: float, partial
         retryable=verdict.retryable and not _is_hopeless(refusal.headers),
         retry_after=_wait(preset, verdict, refusal, now),
         scope=verdict.scope,
+        # Under a status of success the service had begun to answer.
+        in_doubt=verdict.in_doubt or (refusal.status < 300 and verdict.scope == "provider"),
         **({} if verdict.error is not RateLimited else {"limit": verdict.limit}),
         **_partial(partial),
     )
@@ -106,6 +108,7 @@ def failed_finish(call: Call, reason: str, verdict: Verdict, text: str) -> Provi
         retryable=verdict.retryable,
         retry_after=None,
         scope=verdict.scope,
+        in_doubt=True,
         **_partial(text),
     )
 
@@ -123,6 +126,7 @@ def unreachable(
         retryable=retryable,
         retry_after=None,
         scope="provider",
+        in_doubt=phase != "connect",
         **_partial(partial),
     )
 
@@ -136,6 +140,7 @@ def broken(call: Call, reason: str, partial: str | None = None) -> BrokenAnswer:
         retryable=True,
         retry_after=None,
         scope="provider",
+        in_doubt=True,
         **_partial(partial),
     )
 

@@ -17,6 +17,7 @@ from callpool.workers.providers.verdicts import (
     CONCURRENCY,
     CONTENT,
     FAILED,
+    GATEWAY_FAILED,
     NO_MODEL,
     NO_MONEY,
     NO_MONEY_OR_OTHER_PLAN,
@@ -98,7 +99,7 @@ KIMI = Preset(
         "resource_not_found_error": NO_MODEL,
         "rate_limit_reached_error": SLOW_DOWN,  # of concurrency, RPM, TPM or TPD: the message tells
         "engine_overloaded_error": OVERLOADED,
-        "client_closed_request": FAILED,
+        "client_closed_request": GATEWAY_FAILED,
         "server_error": FAILED,
         "unexpected_output": FAILED,
         "server_unavailable": FAILED,

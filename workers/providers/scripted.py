@@ -41,24 +41,32 @@ class Scripted:
                 )
         self._models = dict(models)
         self._given: dict[str, int] = {}
+        self._failed: dict[str, int] = {}
 
     async def call(self, call: Call, progress: Progress) -> Answer:
         """Play the model's script: delay, then chunks where the call streams, then the answer or the fault."""
         script = self._models.get(call.model, _ECHO)
-        if call.stream or script.delay > 0 or script.error is not None:
+        fails = script.error is not None and self._still_fails(call.model, script)
+        if call.stream or script.delay > 0 or fails:
             # An answer at once needs no report before it: there is no provider, and nothing lies between start and end.
             await progress.started()
         if script.delay > 0:
             await asyncio.sleep(script.delay)
         text = self._reply(call, script)
-        if call.stream and (script.chunks or script.error is None):
-            await _send_chunks(call, script, text, progress)
-        if script.error is not None:
+        if call.stream and (script.chunks or not fails):
+            await _send_chunks(call, script, text, progress, whole=not fails)
+        if fails and script.error is not None:
             await FAULTS[script.error](call)
         return _answer(call, text)
 
     async def close(self) -> None:
         """Nothing is open."""
+
+    def _still_fails(self, model: str, script: ModelSettings) -> bool:
+        """Whether this call gets the fault; counts it."""
+        failed = self._failed.get(model, 0)
+        self._failed[model] = failed + 1
+        return script.error_times is None or failed < script.error_times
 
     def _reply(self, call: Call, script: ModelSettings) -> str:
         if script.replies:
@@ -70,7 +78,7 @@ class Scripted:
         return text_of(call.messages[-1].get("content")) if call.messages else ""
 
 
-async def _send_chunks(call: Call, script: ModelSettings, text: str, progress: Progress) -> None:
+async def _send_chunks(call: Call, script: ModelSettings, text: str, progress: Progress, *, whole: bool) -> None:
     created = int(time.time())
     first = True
     for piece in _pieces(text, script.chunks):
@@ -79,7 +87,7 @@ async def _send_chunks(call: Call, script: ModelSettings, text: str, progress: P
         delta = {"role": "assistant", "content": piece} if first else {"content": piece}
         first = False
         await progress.chunk(piece, _chunk(call, created, delta, None))
-    if script.error is None:
+    if whole:
         await progress.chunk("", _chunk(call, created, {}, "stop"))
 
 

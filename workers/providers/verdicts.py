@@ -48,6 +48,8 @@ class Verdict:
     """Seconds to the next try where the service names none; None leaves it to whoever tries again."""
     hint: str | None = None
     """Better than the class's."""
+    in_doubt: bool = False
+    """Whether the call may have been answered, and billed, all the same: it is a gateway that gave up, not the service."""
 
 
 BAD_REQUEST = Verdict(ProviderRejected, "request")
@@ -76,6 +78,7 @@ OVERLOADED = Verdict(
     ProviderOverloaded, "provider", retryable=True, hint="the provider is overloaded: try again later, or another model"
 )
 FAILED = Verdict(ProviderError, "provider", retryable=True)
+GATEWAY_FAILED = Verdict(ProviderError, "provider", retryable=True, in_doubt=True)
 WRONG_ADDRESS = Verdict(
     ProviderError, "account", hint="nothing serves chat completions at this address: check `base_url`"
 )
@@ -90,9 +93,14 @@ BY_STATUS: Mapping[int, Verdict] = {
     409: FAILED,
     425: FAILED,
     429: SLOW_DOWN,
-    499: FAILED,  # a gateway's word for a client that left; ours has not
+    499: GATEWAY_FAILED,  # its word for a client that left; ours has not
+    502: GATEWAY_FAILED,
     504: Verdict(
-        ProviderError, "provider", retryable=True, hint="a gateway's time limit: long answers need stream=True"
+        ProviderError,
+        "provider",
+        retryable=True,
+        in_doubt=True,
+        hint="a gateway's time limit: long answers need stream=True",
     ),
     529: OVERLOADED,
 }

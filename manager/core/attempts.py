@@ -1,0 +1,276 @@
+"""The calls of a request, one after another: what follows when one of them has ended.
+
+    dispatched ─► started ─► ended ─┬─ an answer ───────────────────────────────► completed
+        ▲                           ├─ a part of an answer ─► the next part ──┐
+        │                           ├─ a fault, and a plan (`retry`) ─────────┤
+        │                           └─ a fault ─────────────────────────────► its end
+        └── QUEUED, at its old place, after a rest or at once ◄───────────────┘
+
+Between two calls a request holds nothing: slot, worker and lease go back. One deadline is over all of its calls and rests; only what
+the queue makes it wait before its first call is not counted. The handlers are the machine's; they live here because they are one idea.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from callpool.manager.core import refusals
+from callpool.manager.core.catalogue import given_timeouts
+from callpool.manager.core.circuits import Circuits
+from callpool.manager.core.deadlines import Deadlines
+from callpool.manager.core.events import ToClient
+from callpool.manager.core.messages import RESTART, Chunk
+from callpool.manager.core.requests import Phase
+from callpool.manager.core.retry import Attempt, Retries, RetryCounts, RetryRules, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from callpool.manager.core.circuits import CircuitRules
+    from callpool.manager.core.events import Effect
+    from callpool.manager.core.faults import Fault
+    from callpool.manager.core.machine import Core
+    from callpool.manager.core.messages import Continues, Submit
+    from callpool.manager.core.requests import Now, Request
+    from callpool.manager.core.retry import Plan, Target
+
+REST_TICK = 0.02
+"""Seconds by which a rest may last longer than planned."""
+MAX_SAID = 500
+"""Characters of a fault's message that the record of a call keeps."""
+
+
+class Attempts:
+    """What goes from call to call, over the machine's tables."""
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        rules: RetryRules,
+        own_rules: Mapping[str, RetryRules],
+        circuit_rules: CircuitRules,
+        draw: Callable[[], float],
+    ) -> None:
+        self._core = core
+        self.retries = Retries(rules, own_rules, draw)
+        self.circuits = Circuits(circuit_rules)
+        self.rests = Deadlines(REST_TICK)
+        """When resting requests take part again."""
+
+    def route_for(self, submit: Submit) -> Route:
+        """What this request may try."""
+        attempts = submit.max_attempts
+        return Route(
+            attempts=self.retries.rules_of(submit.provider).attempts if attempts is None else attempts,
+            fallbacks=self._core.catalogue.fallbacks_for(submit),
+            in_doubt=submit.retry_in_doubt,
+            given=given_timeouts(submit),
+        )
+
+    def is_overdue(self, request: Request, now: Now) -> bool:
+        """Whether no time is left for another call: the deadline of who waits is kept by a coarse tick."""
+        route = request.route
+        return route is not None and route.deadline is not None and now.monotonic >= route.deadline
+
+    def dispatched(self, request: Request, now: Now) -> float:
+        """A call goes out; the seconds that are left for it."""
+        self.circuits.begin(request.target, request.request_id)
+        route = request.route
+        if route is None:
+            return request.timeout
+        route.tries_here += 1
+        route.dispatched_at = now.monotonic
+        if route.deadline is None:
+            route.deadline = now.monotonic + request.timeout
+        return max(0.0, route.deadline - now.monotonic)
+
+    def goes_on(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> bool:
+        """The call of a request has ended; whether another one follows."""
+        self._learn(request, fault, now, effects)
+        route = request.route
+        if fault is None or route is None or route.deadline is None or request.ending is not None:
+            return False
+        delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
+        plan = self.retries.plan(
+            request.provider,
+            route,
+            fault,
+            delivered=delivered,
+            left=route.deadline - now.monotonic,
+            shut=self.circuits.is_shut(request.target, now.monotonic),
+        )
+        if plan is None:
+            return False
+        self._record(request, now, fault.code, fault.message, plan.wait)
+        if delivered:
+            effects.append(ToClient(request.client, Chunk(request.request_id, RESTART)))
+        self._wait_again(request, plan, now)
+        return True
+
+    def take_part(self, request: Request, report: Continues, now: Now, effects: list[Effect]) -> None:
+        """A part of the answer has come: the next call goes on with it, under the same id and the same deadline."""
+        self._learn(request, None, now, effects)
+        self._record(request, now, "length", "a part of the answer", 0.0)
+        request.payload = report.payload
+        request.payload_bytes = len(report.payload)
+        if request.route is not None:
+            request.route.tries_here = 0
+        self._requeue(request, Phase.CONTINUED, now)
+        self._core.scheduler.push(request)
+
+    def lost(self, request: Request) -> int:
+        """How many of its calls were lost with their workers before they began."""
+        tried = request.route.tried if request.route else ()
+        return sum(each.code == "worker_lost" for each in tried)
+
+    def never_began(self, request: Request, now: Now, reason: str) -> None:
+        """Its worker died before the call: another one makes it, and the clock starts again with that."""
+        self._record(request, now, "worker_lost", reason, 0.0)
+        if request.route is not None:
+            request.route.tries_here -= 1
+            if request.route.tries_here == 0 and not any(each.called for each in request.route.tried):
+                request.route.deadline = None
+        self._requeue(request, Phase.RETRY, now)
+        self._core.scheduler.push(request)
+
+    def leave(self, request: Request) -> None:
+        """Its call is over, whatever it came to: a circuit that it probed may be probed again."""
+        self.circuits.leave(request.target, request.request_id)
+
+    def tick(self, now: Now) -> None:
+        """Time passed: rests are over, and so are pauses of circuits."""
+        for request_id in self.rests.pop_due(now.monotonic):
+            self._core.scheduler.wake(request_id)
+        self.circuits.wake(now.monotonic)
+
+    def next_due(self) -> float | None:
+        """Monotonic seconds at which a `Tick` is due, or None."""
+        rest, pause = self.rests.next(), self.circuits.next_wake() if len(self._core.scheduler) else None
+        return rest if pause is None or (rest is not None and rest < pause) else pause
+
+    def redirect(self, request: Request, now: Now) -> None:
+        """Aim a request that is not in the queue yet, and whose target is shut, at the next one that is not, if there is one."""
+        target = self._other_target(request, now)
+        if target is not None:
+            self._aim(request, target)
+
+    def _other_target(self, request: Request, now: Now) -> Target | None:
+        """The first fallback that is not shut, where the target is; those before it are forgotten."""
+        route, is_shut = request.route, self.circuits.is_shut
+        if route is None or not route.fallbacks or not is_shut(request.target, now.monotonic):
+            return None
+        for index, target in enumerate(route.fallbacks):
+            if not is_shut(target, now.monotonic):
+                del route.fallbacks[: index + 1]
+                return target
+        return None
+
+    def describe(self, account: str, now: float) -> dict[str, Any]:
+        """What `status` says of an account's further calls, and of its circuits that are not closed."""
+        counts = self.retries.counts.get(account, RetryCounts())
+        return {**msgspec.structs.asdict(counts), "circuits": self.circuits.as_plain(account, now)}
+
+    # Within.
+
+    def _learn(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> None:
+        """What the end of a call says of its target."""
+        target = request.target
+        if fault is None:
+            self.retries.completed(request.provider)
+        if fault is None or not self._is_trouble(request, fault):
+            if fault is None or "scope" in fault.details:  # else it says nothing: it was cancelled, or ours
+                self.circuits.works(target)
+            return
+        if self.circuits.fails(target, request.request_id, fault, now.monotonic):
+            self._opened(target, now, effects)
+
+    def _is_trouble(self, request: Request, fault: Fault) -> bool:
+        """Whether a fault is the provider's trouble, and not this request's or this account's."""
+        if fault.code != "timeout":
+            return fault.details.get("scope") == "provider"
+        given = request.route.given if request.route else (None, None, None)
+        which = fault.details.get("which")
+        return dict(zip(("total", "first_token", "idle"), given, strict=True)).get(str(which)) is None
+
+    def _opened(self, target: Target, now: Now, effects: list[Effect]) -> None:
+        """Its circuit has opened, or opened again: who waits for it goes elsewhere, waits on, or has waited long enough."""
+        core, circuits = self._core, self.circuits
+        oldest = now.monotonic - circuits.rules.patience
+        for request in core.scheduler.waiting_for(target):
+            other = self._other_target(request, now)
+            if other is not None:
+                core.scheduler.remove(request.request_id)
+                self._aim(request, other)
+                core.scheduler.push(request)
+            elif max(_waits_since(request), circuits.opened_at(target)) <= oldest:
+                left = circuits.seconds_left(target, now.monotonic)
+                core.end(request, refusals.circuit_open(target, circuits.last_fault(target), left), now, effects)
+
+    def _record(self, request: Request, now: Now, code: str, message: str, wait: float) -> None:
+        route = request.route
+        if route is not None:
+            called = any(phase is Phase.PROVIDER_CALL_START for phase, _ in _since_dispatch(request))
+            seconds = now.monotonic - route.dispatched_at
+            route.tried.append(
+                Attempt(
+                    request.tries,
+                    request.provider,
+                    request.model,
+                    request.worker,
+                    called,
+                    seconds,
+                    code,
+                    message[:MAX_SAID],
+                    wait,
+                )
+            )
+
+    def _wait_again(self, request: Request, plan: Plan, now: Now) -> None:
+        self._requeue(request, Phase.RETRY, now)
+        if plan.target is not None:
+            self._aim(request, plan.target)
+            self.redirect(request, now)
+        scheduler = self._core.scheduler
+        scheduler.rest(request)
+        if plan.wait > 0.0:
+            self.rests.set(request.request_id, now.monotonic + plan.wait)
+        else:
+            scheduler.wake(request.request_id)
+
+    def _requeue(self, request: Request, phase: Phase, now: Now) -> None:
+        """It holds nothing any more, and waits; the caller puts it into the queue."""
+        core = self._core
+        core.give_back(request)
+        if request.session is not None:
+            core.sessions.suspend(request.session)
+        core.requeue(request, phase, now)
+        request.worker = None
+        if request.route is not None and request.route.deadline is not None:
+            core.deadlines.set(request.request_id, request.route.deadline)
+
+    def _aim(self, request: Request, target: Target) -> None:
+        """From now on its calls go there."""
+        request.provider, request.model = target
+        route = request.route
+        if route is not None:
+            route.tries_here = 0
+            timeouts = self._core.catalogue.timeouts_at(target, route.given)
+            request.timeouts = msgspec.structs.replace(timeouts, total=request.timeout)
+        if request.session is not None:
+            request.session.provider, request.session.model = target
+
+
+def _since_dispatch(request: Request) -> list[tuple[Phase, Now]]:
+    """The phases of the present call."""
+    for index in range(len(request.phases) - 1, -1, -1):
+        if request.phases[index][0] is Phase.DEQUEUED:
+            return request.phases[index:]
+    return []
+
+
+def _waits_since(request: Request) -> float:
+    """Monotonic seconds: from its arrival, or from the end of its last call."""
+    return request.phases[-1][1].monotonic
