@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from callpool.manager.core.requests import Now, Phase, Record
 from callpool.manager.core.strict import printable
 
@@ -32,12 +34,18 @@ ENTRY_BYTES = 1_200
 """What an ended request costs besides its texts: measured, objects and table entries included."""
 EVENT_BYTES = 130
 """What one event costs besides its texts."""
+ATTEMPT_BYTES = 250
+"""What the record of a call costs besides its texts."""
 NOTE_BYTES = 400
 """What one note costs besides its texts: its strings are its own."""
 FINAL = frozenset({
     Phase.COMPLETED, Phase.TIMEOUT, Phase.ERROR, Phase.CANCELLED, Phase.INTERRUPTED,
 })  # fmt: skip
 """Phases after which a request is over."""
+
+
+ANOTHER_CALL = frozenset({Phase.RETRY, Phase.CONTINUED})
+"""Phases in which a call has ended and the request waits for the next one."""
 
 
 class Event(NamedTuple):
@@ -127,7 +135,7 @@ class Lifecycle:
         """A request reached a phase."""
         request.phases.append((phase, now))
         if self._fresh is not None:
-            metadata = request.metadata if phase is Phase.RECEIVED else None
+            metadata = _said_with(request, phase, -1)
             self._fresh.append(
                 Fresh(
                     request.request_id,
@@ -146,7 +154,8 @@ class Lifecycle:
         self._forget(request.request_id)  # an id may be used again after its request ended
         if self._max_requests == 0:
             return
-        size = ENTRY_BYTES + EVENT_BYTES * len(request.phases) + request.metadata_bytes + len(request.result or b"")
+        size = ENTRY_BYTES + EVENT_BYTES * len(request.phases) + _attempts_bytes(request)
+        size += request.metadata_bytes + len(request.result or b"")
         size += _text_bytes(request.provider, request.model) + (_text_bytes(fault.message) if fault else 0)
         self._ended[request.request_id] = _Ended(request, now, fault, size)
         self._bytes += size
@@ -351,21 +360,31 @@ class Lifecycle:
         return self._events(request, None if request is not None else self._trails.get(request_id))
 
     def _events(self, request: Request | None, trail: _Trail | None) -> list[Event]:
-        own = (
-            []
-            if request is None
-            else [
-                Event(phase.value, at, request.metadata if phase is Phase.RECEIVED else None, note=False)
-                for phase, at in request.phases
-            ]
-        )
+        own, ended = list[Event](), 0
+        for phase, at in request.phases if request is not None else ():
+            own.append(Event(phase.value, at, _said_with(request, phase, ended), note=False))
+            ended += phase in ANOTHER_CALL
         noted = trail.noted if trail else []
         return sorted([*own, *noted], key=lambda event: event.at.monotonic)
+
+
+def _said_with(request: Request | None, phase: Phase, call: int) -> bytes | None:
+    """JSON beside a phase: a request's metadata with its arrival; with its waiting again, call number `call` that had ended."""
+    if request is None or phase is Phase.RECEIVED:
+        return None if request is None else request.metadata
+    if phase not in ANOTHER_CALL or request.route is None:
+        return None
+    return msgspec.json.encode(request.route.tried[call])
 
 
 def _text_bytes(*texts: str | None) -> int:
     """Bytes that these texts take, at most four a character."""
     return sum(len(text) if text.isascii() else 4 * len(text) for text in texts if text)
+
+
+def _attempts_bytes(request: Request) -> int:
+    tried = request.route.tried if request.route else ()
+    return sum(ATTEMPT_BYTES + _text_bytes(each.provider, each.model, each.message) for each in tried)
 
 
 def _span_ms(told: list[Event], now: Now) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -88,6 +89,8 @@ class TestRetries:
             "RECEIVED", "QUEUED", *["DEQUEUED", "SESSION_ALLOCATED", "PROVIDER_CALL_START", "PROVIDER_CALL_END", "RETRY"] * 2,
             "DEQUEUED", "SESSION_ALLOCATED", "PROVIDER_CALL_START", "PROVIDER_CALL_END", "SESSION_RELEASED", "ERROR",
         ]  # fmt: skip
+        said = [event["metadata"] for event in b.core.lifecycle.events("r") if event["phase"] == "RETRY"]
+        assert [json.loads(each)["code"] for each in said] == ["provider_error"] * 2
         assert b.core.sessions.created == 1, "the session counts once"
         assert b.core.next_deadline() is None
 

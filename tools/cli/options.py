@@ -58,6 +58,20 @@ Idle = Annotated[
         help="Of a stream: time in which it brings nothing more; else as configured.",
     ),
 ]
+Fallbacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fallback", metavar="PROVIDER/MODEL", help="Where to go on if this one cannot serve the request. Repeatable."
+    ),
+]
+MaxAttempts = Annotated[
+    int | None,
+    typer.Option("--max-attempts", metavar="N", help="Calls on one model at most; else what the configuration says."),
+]
+InDoubt = Annotated[
+    bool,
+    typer.Option("--retry-in-doubt", help="Call again also where the lost answer may be billed, or had begun to come."),
+]
 Metadata = Annotated[
     str | None, typer.Option("--metadata", metavar="JSON", help="An object that is kept with the session.")
 ]
@@ -78,6 +92,9 @@ _OWN_OPTIONS: Final = {
     "timeout": "--timeout",
     "first_token_timeout": "--first-token-timeout",
     "idle_timeout": "--idle-timeout",
+    "max_attempts": "--max-attempts",
+    "fallbacks": "--fallback",
+    "retry_in_doubt": "--retry-in-doubt",
     "metadata": "--metadata",
     "messages": "PROMPT and --system",
 }

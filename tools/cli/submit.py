@@ -12,8 +12,11 @@ from callpool.tools.cli import failures, terminal
 from callpool.tools.cli.options import (
     Address,
     AsJson,
+    Fallbacks,
     FirstToken,
     Idle,
+    InDoubt,
+    MaxAttempts,
     Metadata,
     Model,
     Parameters,
@@ -47,6 +50,9 @@ def submit(
     timeout: Timeout = None,
     first_token_timeout: FirstToken = None,
     idle_timeout: Idle = None,
+    max_attempts: MaxAttempts = None,
+    fallback: Fallbacks = None,
+    retry_in_doubt: InDoubt = False,
     request_id: RequestId = None,
     metadata: Metadata = None,
     param: Parameters = None,
@@ -71,6 +77,9 @@ def submit(
             timeout=timeout,
             first_token_timeout=first_token_timeout,
             idle_timeout=idle_timeout,
+            max_attempts=max_attempts,
+            fallbacks=fallback,
+            retry_in_doubt=retry_in_doubt,
             metadata=kept,
             **extra,
         )
@@ -92,6 +101,10 @@ def print_text(handle: Handle) -> dict[str, Any]:
     last = ""
     try:
         for piece in handle:
+            if piece.restart:
+                terminal.write("\n" if last and not last.endswith("\n") else "")
+                terminal.say("callpool: the call failed; another one answers from the start:")
+                last = ""
             terminal.write(terminal.safe(piece))
             last = piece or last
     finally:
@@ -133,7 +146,7 @@ def _print_json(handle: Handle, *, stream: bool) -> None:
         terminal.write_json({"request_id": handle.request_id, **handle.result()})
         return
     for piece in handle:
-        terminal.write_json({"chunk": str(piece)})
+        terminal.write_json({"chunk": str(piece)} | ({"restart": True} if piece.restart else {}))
     terminal.write_json({"result": {"request_id": handle.request_id, **handle.result()}})
 
 

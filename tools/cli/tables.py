@@ -82,7 +82,21 @@ def show_record(record: dict[str, Any]) -> None:
         fields.add_row("received", time.strftime("%Y-%m-%d %H:%M:%S", began))
     if record["fault"]:
         fields.add_row("error", _text(f"{record['fault']['code']}: {record['fault']['message']}"))
-    print_parts(fields, _phases(record["phases"]))
+    print_parts(fields, *_attempts(record.get("attempts") or []), _phases(record["phases"]))
+
+
+def _attempts(attempts: list[dict[str, Any]]) -> list[RenderableType]:
+    """The calls before the last one, where there were any."""
+    if not attempts:
+        return []
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("call", "where", "took", "then waited", "ended with"):
+        table.add_column(name, overflow="fold")
+    for each in attempts:
+        where = terminal.one_line(f"{each['provider']}/{each['model']}")
+        took = f"{each['seconds']:.3f} s" if each["called"] else "not begun"
+        table.add_row(str(each["number"]), where, took, f"{each['wait']:.2f} s", terminal.one_line(each["code"]))
+    return [_titled("Earlier calls", table)]
 
 
 def _limits(record: dict[str, Any]) -> str:
