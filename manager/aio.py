@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from callpool.manager.aio_sessions import AsyncSessionManager
     from callpool.manager.core.catalogue import Catalogue
     from callpool.manager.core.messages import ClientEvent, ClientMessage, Done, Note, RunFunction
+    from callpool.manager.core.options import Options
 
 
 class AsyncClient:
@@ -142,6 +143,7 @@ class AsyncClient:
         first_token_timeout: float | None = None,
         idle_timeout: float | None = None,
         metadata: Mapping[str, Any] | None = None,
+        options: Options | None = None,
         **parameters: Any,
     ) -> AsyncHandle:
         """Submit one request; returns when the supervisor has taken it. Arguments and errors are those of `Client.submit`.
@@ -161,6 +163,7 @@ class AsyncClient:
             idle_timeout=idle_timeout,
             metadata=metadata,
             parameters=parameters,
+            options=options,
         )
         handle = AsyncHandle(self, submit.request_id, provider, model, stream=stream)
         await self._send_request(handle, submit)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         RunFunction,
         Submit,
     )
+    from callpool.manager.core.options import Options
     from callpool.manager.lifecycle_logger import LifecycleLogger
     from callpool.manager.sessions import SessionManager
 
@@ -146,6 +147,7 @@ class Client:
         first_token_timeout: float | None = None,
         idle_timeout: float | None = None,
         metadata: Mapping[str, Any] | None = None,
+        options: Options | None = None,
         **parameters: Any,
     ) -> Handle:
         """Submit one request; returns when the supervisor has taken it. It waits in the queue while the pool is full.
@@ -153,7 +155,9 @@ class Client:
         `timeout` is in seconds for the call itself; of a stream `first_token_timeout` ends a call that brings nothing, and
         `idle_timeout` one that stops bringing anything (defaults: the model's, the provider's, then the supervisor's setting);
         `metadata` is written as JSON, with `str()` for what JSON has no form for; its size counts against the limit.
-        `parameters` go to the provider as they are (`temperature`, `max_tokens`, `tools`, …). Raises at once for bad input
+        `parameters` go to the provider under their own names (`temperature`, `max_tokens`, `tools`, …); those that its models
+        do not take are refused, or left out where its configuration says so. `options` are callpool's own words for what
+        providers name differently. Raises at once for bad input
         (BadInput and its subclasses, MetadataTooLarge, DuplicateRequest, CredentialMissing) and when the supervisor takes
         nothing more (QueueFull, ShuttingDown). Only a drain that begins in the same moment is told by `result()` instead.
         """
@@ -170,6 +174,7 @@ class Client:
             idle_timeout=idle_timeout,
             metadata=metadata,
             parameters=parameters,
+            options=options,
         )
         handle = Handle(self, submit.request_id, provider, model, stream=stream)
         if not self._register(handle, submit if request_id is None else None):

@@ -10,15 +10,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from callpool.manager.core.catalogue import refuse_timeout
 from callpool.manager.core.messages import Submit
+from callpool.manager.core.options import NO_OPTIONS, PAYLOAD_KEY, Options, check_options
+from callpool.manager.core.parameters import check
 from callpool.manager.errors import BadInput, NotSerializable, from_fault
 
 if TYPE_CHECKING:
     from callpool.manager.core.catalogue import Catalogue
     from callpool.manager.core.messages import RunFunction
 
-RESERVED = frozenset({"messages", "model", "stream", "api_key", "base_url", "api_base", "headers", "extra_headers"})
+RESERVED = frozenset({
+    "messages", "model", "stream", "api_key", "base_url", "api_base", "headers", "extra_headers", PAYLOAD_KEY,
+})  # fmt: skip
 """Names that no parameter may have: callpool sets them itself, or they would point a key at another host."""
 
 _encode_with_str = json.JSONEncoder(default=str).encode
@@ -39,6 +45,7 @@ def build_submit(
     idle_timeout: float | None,
     metadata: Mapping[str, Any] | None,
     parameters: Mapping[str, Any],
+    options: Options | None = None,
 ) -> Submit:
     """Check everything that can be checked without the supervisor. Raises a BadInput subclass, or what the catalogue says."""
     for name, value in (("request_id", request_id), ("provider", provider), ("model", model)):
@@ -51,23 +58,45 @@ def build_submit(
         if (fault := refuse_timeout(seconds, name)) is not None:
             raise from_fault(fault)
     _check_messages(messages)
-    for name in parameters:
-        if name in RESERVED:
-            raise BadInput(f"{name} cannot be given as a parameter of a request", param=name)
+    _check_names(parameters)
+    asked = _checked(options)
+    body = {"messages": messages, **parameters}
+    if asked != NO_OPTIONS:
+        body[PAYLOAD_KEY] = msgspec.to_builtins(asked)
     submit = Submit(
         request_id,
         provider,
         model,
-        encode_payload({"messages": messages, **parameters}),
+        encode_payload(body),
         encode_metadata(metadata),
         timeout,
         stream,
         first_token_timeout=first_token_timeout,
         idle_timeout=idle_timeout,
     )
-    if (fault := catalogue.refuse(submit)) is not None:
+    fault = catalogue.refuse(submit)
+    if fault is None:
+        fault = check(catalogue.providers[provider].rules, model, messages, parameters, asked, stream=stream)
+    if fault is not None:
         raise from_fault(fault)
     return submit
+
+
+def _check_names(parameters: Mapping[str, Any]) -> None:
+    for name in parameters:
+        if name in RESERVED:
+            raise BadInput(f"{name} cannot be given as a parameter of a request", param=name)
+        if name in Options.__struct_fields__:
+            given = f"options=callpool.Options({name}=…)"
+            raise BadInput(f"{name} is no parameter of a provider: give {given}", param=name)
+
+
+def _checked(options: Options | None) -> Options:
+    if options is None:
+        return NO_OPTIONS
+    if (fault := check_options(options)) is not None:
+        raise from_fault(fault)
+    return options
 
 
 def _check_messages(messages: object) -> None:

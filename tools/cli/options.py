@@ -79,6 +79,7 @@ _OWN_OPTIONS: Final = {
     "first_token_timeout": "--first-token-timeout",
     "idle_timeout": "--idle-timeout",
     "metadata": "--metadata",
+    "options": "the Python client",
     "messages": "PROMPT and --system",
 }
 """What `Client.submit` takes by a name of its own → where the command line takes it."""

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from callpool.manager.core.options import NO_OPTIONS, Options
+
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One call to make: what the client asked, decoded."""
@@ -35,6 +37,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     parameters: dict[str, Any] = {}
     """Everything else of the request's body, passed to the provider as it is (`temperature`, `max_tokens`, `tools`, …)."""
+    options: Options = NO_OPTIONS
+    """What callpool itself was asked for. What a provider has a parameter for is in `parameters` and `messages` already."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -47,6 +51,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The provider's own counts: `prompt_tokens`, `completion_tokens`, `total_tokens`, and what else it sends."""
     reasoning_content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    dropped_parameters: list[str] = []
+    """What the request stated and the provider was not sent, because it leaves no choice there."""
     raw: Any = None
     """The provider's own answer. Of a stream: an equivalent `chat.completion` object, joined from the chunks."""
 
