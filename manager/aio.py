@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from callpool.manager.aio_sessions import AsyncSessionManager
     from callpool.manager.core.catalogue import Catalogue
     from callpool.manager.core.messages import ClientEvent, ClientMessage, Done, Note, RunFunction
+    from callpool.manager.core.options import Options
 
 
 class AsyncClient:
@@ -145,6 +146,7 @@ class AsyncClient:
         fallbacks: Sequence[str] | None = None,
         retry_in_doubt: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        options: Options | None = None,
         **parameters: Any,
     ) -> AsyncHandle:
         """Submit one request; returns when the supervisor has taken it. Arguments and errors are those of `Client.submit`.
@@ -167,6 +169,7 @@ class AsyncClient:
             retry_in_doubt=retry_in_doubt,
             metadata=metadata,
             parameters=parameters,
+            options=options,
         )
         handle = AsyncHandle(self, submit.request_id, provider, model, stream=stream)
         await self._send_request(handle, submit)

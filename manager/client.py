@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         RunFunction,
         Submit,
     )
+    from callpool.manager.core.options import Options
     from callpool.manager.lifecycle_logger import LifecycleLogger
     from callpool.manager.sessions import SessionManager
 
@@ -149,6 +150,7 @@ class Client:
         fallbacks: Sequence[str] | None = None,
         retry_in_doubt: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        options: Options | None = None,
         **parameters: Any,
     ) -> Handle:
         """Submit one request; returns when the supervisor has taken it. It waits in the queue while the pool is full.
@@ -159,7 +161,9 @@ class Client:
         most `max_attempts` times in all; then each of `fallbacks` (`"provider/model"`) in turn; `retry_in_doubt` allows it also where
         the answer may have been billed, or a stream had begun (it then begins again, see `Chunk.restart`).
         `metadata` is written as JSON, with `str()` for what JSON has no form for; its size counts against the limit.
-        `parameters` go to the provider as they are (`temperature`, `max_tokens`, `tools`, …). Raises at once for bad input
+        `parameters` go to the provider under their own names (`temperature`, `max_tokens`, `tools`, …); those that its models
+        do not take are refused, or left out where its configuration says so. `options` are callpool's own words for what
+        providers name differently. Raises at once for bad input
         (BadInput and its subclasses, MetadataTooLarge, DuplicateRequest, CredentialMissing) and when the supervisor takes
         nothing more (QueueFull, ShuttingDown). Only a drain that begins in the same moment is told by `result()` instead.
         """
@@ -179,6 +183,7 @@ class Client:
             retry_in_doubt=retry_in_doubt,
             metadata=metadata,
             parameters=parameters,
+            options=options,
         )
         handle = Handle(self, submit.request_id, provider, model, stream=stream)
         if not self._register(handle, submit if request_id is None else None):

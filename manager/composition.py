@@ -16,6 +16,7 @@ from callpool.manager.core.retry import RetryRules
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 from callpool.manager.errors import CallpoolError
+from callpool.manager.kinds import rules_of
 from callpool.workers.model_options import ModelOptions, find_model, require_engine
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def _entry(boot: Boot, name: str, provider: ProviderSettings) -> ProviderEntry:
         limit=_limit(boot, provider),
         models=models,
         any_model=provider.any_model or not models,
+        rules=rules_of(provider),
         refusal=_refusal(boot, name, provider),
         fallbacks=provider.fallbacks,
         model_fallbacks={

@@ -17,8 +17,10 @@ import msgspec
 
 from callpool.manager.config_check import Problem, check
 from callpool.manager.core.catalogue import Timeouts
+from callpool.manager.core.parameter_rules import ModelRules
 from callpool.manager.errors import ConfigError
-from callpool.manager.keys import KeyFact, default_base_url
+from callpool.manager.keys import KeyFact
+from callpool.manager.kinds import base_url_of, platform_of, rules_of
 from callpool.manager.paths import config_home, expand_home
 from callpool.manager.settings import SCRIPT_FAULTS, ModelSettings, ProviderSettings, Settings
 from callpool.manager.toml_lines import KeyPath, key_lines
@@ -82,16 +84,20 @@ def describe(settings: Settings, facts: Mapping[str, KeyFact] | None = None) -> 
 def _describe_provider(
     settings: Settings, name: str, provider: ProviderSettings, fact: KeyFact | None
 ) -> dict[str, Any]:
-    concurrency = provider.concurrency
+    concurrency, rules = provider.concurrency, rules_of(provider)
     return {
         "kind": provider.kind,
-        "base_url": default_base_url(provider),
+        "platform": platform_of(provider),
+        "base_url": base_url_of(provider),
         "key": None if fact is None else {"source": fact.source, "state": fact.state, "host": fact.host},
         "concurrency": settings.supervisor.max_concurrent_sessions if concurrency is None else concurrency,
         **_describe_timeouts(settings.timeouts_for(name)),
         "any_model": provider.any_model or not provider.models,
+        "unsupported_parameters": provider.unsupported_parameters,
         "models": {
-            model: _describe_model(listed) | _describe_timeouts(settings.timeouts_for(name, model))
+            model: _describe_model(listed)
+            | _describe_timeouts(settings.timeouts_for(name, model))
+            | _describe_tokens(rules.of(model))
             for model, listed in provider.models.items()
         },
     }
@@ -101,6 +107,12 @@ def _describe_timeouts(timeouts: Timeouts) -> dict[str, float]:
     """Those that there are."""
     named = {"timeout": timeouts.total, "first_token_timeout": timeouts.first_token, "idle_timeout": timeouts.idle}
     return {name: seconds for name, seconds in named.items() if seconds is not None}
+
+
+def _describe_tokens(known: ModelRules) -> dict[str, int]:
+    """Those that are known."""
+    named = {"context": known.context, "max_output": known.max_output, "max_tokens": known.max_tokens}
+    return {name: tokens for name, tokens in named.items() if tokens is not None}
 
 
 def _describe_model(model: ModelSettings) -> dict[str, Any]:

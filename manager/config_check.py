@@ -20,6 +20,7 @@ from callpool.manager.config_rules import (
     type_name,
     wanted,
 )
+from callpool.manager.kinds import KindFacts, kind_facts
 from callpool.manager.settings import (
     MAX_LOCAL_SLOTS,
     SCRIPT_FAULTS,
@@ -30,8 +31,9 @@ from callpool.manager.settings import (
 )
 from callpool.manager.toml_lines import KeyPath
 
-_SCRIPTED_ONLY: Final = tuple(name for name in MODEL_RULES if not name.endswith("timeout") and name != "fallbacks")
-_CALLS_OUT: Final = ("api_key_env", "api_key_file", "base_url")
+_SCRIPTED_ONLY: Final = ("reply", "replies", "delay", "chunks", "chunk_delay", "error_times", "error")
+_CALLS_OUT: Final = ("api_key_env", "api_key_file", "base_url", "platform")
+_BOUNDED_BY: Final = (("max_output", "context"), ("max_tokens", "max_output"), ("max_tokens", "context"))
 _LITERAL_KEYS: Final = frozenset({"apikey", "key", "token", "secret", "password"})
 
 
@@ -177,8 +179,18 @@ class _Walk:
         slots = provider.get("concurrency")
         if kind == "local" and isinstance(slots, int) and slots > MAX_LOCAL_SLOTS:
             self._add((*path, "concurrency"), f'must be at most {MAX_LOCAL_SLOTS} for kind "local"')
-        if kind == "openai" and "base_url" not in given:
-            self._add(path, 'base_url is missing: kind "openai" has no address of its own')
+        if isinstance(kind, str) and kind in KINDS and kind not in ("local", "scripted"):
+            self._address(path, kind_facts(kind), provider.get("platform"), given, f'kind "{kind}"')
+
+    def _address(self, path: KeyPath, known: KindFacts, platform: object, given: Collection[str], kind: str) -> None:
+        """Where a provider is: one place, and one that is known."""
+        if "platform" in given and "base_url" in given:
+            self._add((*path, "platform"), "an address comes from one place: give platform or base_url, not both")
+        if isinstance(platform, str) and (what := one_of(known.platforms, f"platform of {kind}")(platform)) is not None:
+            self._add((*path, "platform"), what)
+        if known.default_platform is None and not {"platform", "base_url"} & set(given):
+            names = " or ".join(f'platform = "{name}"' for name in known.platforms)
+            self._add(path, f"base_url is missing: {kind} has no address of its own; it may be {names}")
 
     def _model(self, path: KeyPath, model: object, *, scripted: bool) -> None:
         name = path[-1]
@@ -188,6 +200,10 @@ class _Walk:
             self._add(path, wanted("a table", model))
             return
         self._fields(path, model, MODEL_RULES, ModelSettings)
+        for name, bound in _BOUNDED_BY:
+            less, more = model.get(name), model.get(bound)
+            if isinstance(less, int) and isinstance(more, int) and less > more:
+                self._add((*path, name), f"must be at most {bound}, which is {more}")
         if scripted:
             self._script(path, model)
             return

@@ -209,6 +209,7 @@ SUPERVISOR_RULES: Final[dict[str, Rule]] = {
 }
 PROVIDER_RULES: Final[dict[str, Rule]] = {
     "kind": one_of(KINDS, "kind of provider"),
+    "platform": _text,
     "base_url": _base_url,
     "api_key_env": _variable_name,
     "api_key_file": _file_name,
@@ -219,12 +220,16 @@ PROVIDER_RULES: Final[dict[str, Rule]] = {
     "max_attempts": _whole(1, MAX_ATTEMPTS),
     "fallbacks": _targets,
     "any_model": _flag,
+    "unsupported_parameters": one_of(("refuse", "drop"), "way to treat them"),
 }
 MODEL_RULES: Final[dict[str, Rule]] = {
     "timeout": _seconds(),
     "first_token_timeout": _seconds(),
     "idle_timeout": _seconds(),
     "fallbacks": _targets,
+    "context": _whole(1, 100_000_000),
+    "max_output": _whole(1, 10_000_000),
+    "max_tokens": _whole(1, 10_000_000),
     "reply": _text,
     "replies": _texts,
     "delay": _seconds(zero=True),

@@ -11,30 +11,17 @@ import re
 import urllib.parse
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, NoReturn, Self
+from typing import Final, Literal, NoReturn, Self
 
 import msgspec
 
 from callpool.manager.errors import ConfigError
+from callpool.manager.kinds import base_url_of, key_variables_of
 from callpool.manager.private import read_private_file
-from callpool.manager.settings import DEFAULT_BASE_URLS, Kind, ProviderSettings, Settings
+from callpool.manager.settings import ProviderSettings, Settings
 
 LONGEST_KEY: Final = 4_096
 """Characters; a key is sent in a header, and servers refuse header lines of 8 KiB."""
-
-
-class Preset(NamedTuple):
-    """What a kind of provider brings along: where it is, and the variables that customarily hold its key."""
-
-    base_url: str
-    variables: tuple[str, ...]
-    """The first that is set wins. Ours comes first; the others are the names that the vendors' own samples use."""
-
-
-PRESETS: Final[Mapping[Kind, Preset]] = {
-    "kimi": Preset(DEFAULT_BASE_URLS["kimi"], ("KIMI_API_KEY", "MOONSHOT_API_KEY")),
-    "glm": Preset(DEFAULT_BASE_URLS["glm"], ("GLM_API_KEY", "ZHIPUAI_API_KEY")),
-}
 
 
 class KeyFact(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,15 +95,9 @@ def resolve(settings: Settings, environ: Mapping[str, str]) -> Keys:
     return Keys(values, facts)
 
 
-def default_base_url(provider: ProviderSettings) -> str | None:
-    """Where the provider is: its own `base_url`, else its kind's; None for kinds that call no provider."""
-    preset = PRESETS.get(provider.kind)
-    return provider.base_url or (preset.base_url if preset else None)
-
-
 def provider_host(provider: ProviderSettings) -> str:
     """`host`, or `host:port` where the port is not the scheme's own; empty for kinds that call no provider."""
-    parts = urllib.parse.urlsplit(default_base_url(provider) or "")
+    parts = urllib.parse.urlsplit(base_url_of(provider) or "")
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
     usual = {"https": 443, "http": 80}.get(parts.scheme)
@@ -131,8 +112,7 @@ def key_variables(settings: Settings) -> frozenset[str]:
 def _variables(provider: ProviderSettings) -> tuple[str, ...]:
     if provider.api_key_env:
         return (provider.api_key_env,)
-    preset = PRESETS.get(provider.kind)
-    return preset.variables if preset and not provider.api_key_file else ()
+    return () if provider.api_key_file else key_variables_of(provider)
 
 
 def _find(name: str, provider: ProviderSettings, environ: Mapping[str, str]) -> tuple[str, str | None]:

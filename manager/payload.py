@@ -10,15 +10,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from callpool.manager.core.catalogue import refuse_timeout
 from callpool.manager.core.messages import Submit
+from callpool.manager.core.options import NO_OPTIONS, PAYLOAD_KEY, Options, check_options
+from callpool.manager.core.parameters import check
 from callpool.manager.errors import BadInput, NotSerializable, from_fault
 
 if TYPE_CHECKING:
     from callpool.manager.core.catalogue import Catalogue
     from callpool.manager.core.messages import RunFunction
 
-RESERVED = frozenset({"messages", "model", "stream", "api_key", "base_url", "api_base", "headers", "extra_headers"})
+RESERVED = frozenset({
+    "messages", "model", "stream", "api_key", "base_url", "api_base", "headers", "extra_headers", PAYLOAD_KEY,
+})  # fmt: skip
 """Names that no parameter may have: callpool sets them itself, or they would point a key at another host."""
 
 _encode_with_str = json.JSONEncoder(default=str).encode
@@ -42,6 +48,7 @@ def build_submit(
     retry_in_doubt: bool,
     metadata: Mapping[str, Any] | None,
     parameters: Mapping[str, Any],
+    options: Options | None = None,
 ) -> Submit:
     """Check everything that can be checked without the supervisor. Raises a BadInput subclass, or what the catalogue says."""
     for name, value in (("request_id", request_id), ("provider", provider), ("model", model)):
@@ -55,14 +62,16 @@ def build_submit(
             raise from_fault(fault)
     _check_retries(max_attempts, fallbacks, retry_in_doubt=retry_in_doubt)
     _check_messages(messages)
-    for name in parameters:
-        if name in RESERVED:
-            raise BadInput(f"{name} cannot be given as a parameter of a request", param=name)
+    _check_names(parameters)
+    asked = _checked(options)
+    body = {"messages": messages, **parameters}
+    if asked != NO_OPTIONS:
+        body[PAYLOAD_KEY] = msgspec.to_builtins(asked)
     submit = Submit(
         request_id,
         provider,
         model,
-        encode_payload({"messages": messages, **parameters}),
+        encode_payload(body),
         encode_metadata(metadata),
         timeout,
         stream,
@@ -72,7 +81,10 @@ def build_submit(
         fallbacks=None if fallbacks is None else list(fallbacks),
         retry_in_doubt=retry_in_doubt,
     )
-    if (fault := catalogue.refuse(submit)) is not None:
+    fault = catalogue.refuse(submit)
+    if fault is None:
+        fault = check(catalogue.providers[provider].rules, model, messages, parameters, asked, stream=stream)
+    if fault is not None:
         raise from_fault(fault)
     return submit
 
@@ -93,6 +105,23 @@ def _check_retries(max_attempts: object, fallbacks: object, *, retry_in_doubt: o
         if not isinstance(name, str):
             param = f"fallbacks[{index}]"
             raise BadInput(f"{param} must be a text, provider/model, got {type(name).__name__}", param=param)
+
+
+def _check_names(parameters: Mapping[str, Any]) -> None:
+    for name in parameters:
+        if name in RESERVED:
+            raise BadInput(f"{name} cannot be given as a parameter of a request", param=name)
+        if name in Options.__struct_fields__:
+            given = f"options=callpool.Options({name}=…)"
+            raise BadInput(f"{name} is no parameter of a provider: give {given}", param=name)
+
+
+def _checked(options: Options | None) -> Options:
+    if options is None:
+        return NO_OPTIONS
+    if (fault := check_options(options)) is not None:
+        raise from_fault(fault)
+    return options
 
 
 def _check_messages(messages: object) -> None:

@@ -13,9 +13,6 @@ from callpool.manager.core.catalogue import Timeouts
 
 Kind = Literal["openai", "kimi", "glm", "local", "scripted"]
 
-DEFAULT_BASE_URLS = {"kimi": "https://api.moonshot.ai/v1", "glm": "https://open.bigmodel.cn/api/paas/v4"}
-"""Where kinds with a preset are, unless `base_url` says otherwise."""
-
 MAX_LOCAL_SLOTS = 64
 """Answers at once of a local model: more would only divide the same cores further."""
 
@@ -37,6 +34,12 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Of a stream: seconds from one chunk that brings anything to the next; None takes the provider's."""
     fallbacks: list[str] | None = None
     """Targets, as `provider/model`, for requests that this model cannot serve; None takes the provider's."""
+    context: int | None = None
+    """Tokens of prompt and answer together; None takes what callpool knows of the model, as do the next two."""
+    max_output: int | None = None
+    """Tokens of one answer. More are refused."""
+    max_tokens: int | None = None
+    """Tokens of an answer that are asked for where a request does not say."""
 
     reply: str | None = None
     """Text of the answer; None echoes the last message."""
@@ -61,10 +64,12 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """One provider account: where it is, where its key comes from, and what it allows."""
 
     kind: Kind
+    platform: str | None = None
+    """Name of one of the kind's own addresses; None takes the kind's default, where it has one."""
     base_url: str | None = None
-    """Root of the API, for example `https://api.moonshot.ai/v1`; kinds with a preset may leave it out."""
+    """Root of the API where it is no platform's, for example `https://gateway.example/v1`."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the key."""
+    """Name of the environment variable that holds the key; without it and `api_key_file`, the kind's customary ones."""
     api_key_file: str | None = None
     """Path of a file with mode 0600 that holds the key."""
     concurrency: int | None = None
@@ -81,6 +86,8 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Targets, as `provider/model`, for requests that this account cannot serve."""
     any_model: bool = False
     """Allow models that `models` does not list. Without any listed model every name is allowed."""
+    unsupported_parameters: Literal["refuse", "drop"] = "refuse"
+    """What becomes of a parameter that the provider does not let a request choose."""
     models: dict[str, ModelSettings] = {}
 
 

@@ -30,6 +30,7 @@ from callpool.manager.errors import CallpoolError
 from callpool.manager.exits import Exit
 from callpool.manager.function_lane import FunctionLane
 from callpool.manager.health_facts import Surroundings, WorkerFacts, observe_process
+from callpool.manager.kinds import located, rules_of
 from callpool.manager.lifecycle_file import LifecycleFile
 from callpool.manager.model_host import ModelHost
 from callpool.manager.peers import open_pidfd
@@ -93,7 +94,8 @@ class Supervisor:
         self._worker_boot = WorkerBoot(
             number=0,
             supervisor_pid=os.getpid(),
-            providers=self._settings.providers,
+            providers={name: located(provider) for name, provider in self._settings.providers.items()},
+            rules={name: rules_of(provider) for name, provider in self._settings.providers.items()},
             limits=self.service.account_limits(),
             heartbeat_interval=self._settings.supervisor.heartbeat_interval,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from multiprocess import reduction
 
+from callpool.manager.core.parameter_rules import Rules
 from callpool.manager.settings import ProviderSettings
 
 
@@ -17,6 +18,9 @@ class WorkerBoot(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     supervisor_pid: int
     providers: dict[str, ProviderSettings]
+    """With their addresses filled in."""
+    rules: dict[str, Rules]
+    """What may be sent to the models of each."""
     limits: dict[str, int]
     """Calls at once on each account: the size of its connection pool."""
     heartbeat_interval: float

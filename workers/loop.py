@@ -29,12 +29,14 @@ from callpool.manager.core.messages import (
     Retire,
     Started,
 )
+from callpool.manager.core.options import PAYLOAD_KEY, Options
 from callpool.manager.errors import BadInput, BrokenAnswer, CallpoolError, ProviderUnreachable, to_fault
 from callpool.manager.link import Link
 from callpool.workers.call import run_call
 from callpool.workers.providers.base import Call
 from callpool.workers.providers.registry import make_provider
 from callpool.workers.providers.secret import Secret
+from callpool.workers.shaping import shape_call
 
 if TYPE_CHECKING:
     import socket
@@ -149,7 +151,10 @@ class WorkerLoop:
                 retry_after=None,
                 scope="provider",
             )
-        answer = await run_call(provider, _decode_call(order), _Progress(self._link, order, self._is_lone))
+        call, dropped = shape_call(self._boot.rules[order.provider], _decode_call(order))
+        answer = await run_call(provider, call, _Progress(self._link, order, self._is_lone))
+        if dropped:
+            answer = msgspec.structs.replace(answer, dropped_parameters=dropped)
         return _encode_answer(answer, order)
 
     def _task_ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
@@ -226,6 +231,10 @@ def _decode_call(order: Dispatch) -> Call:
         messages = msgspec.convert(body.pop("messages", None), list[dict[str, Any]])
     except (msgspec.MsgspecError, RecursionError) as error:
         raise BadInput(f"messages: {error}", param="messages") from None
+    try:
+        options = msgspec.convert(body.pop(PAYLOAD_KEY, {}), Options)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"options: {error}", param="options") from None
     return Call(
         request_id=order.request_id,
         attempt=order.attempt,
@@ -237,6 +246,7 @@ def _decode_call(order: Dispatch) -> Call:
         idle_timeout=order.idle_timeout,
         messages=messages,
         parameters=body,
+        options=options,
     )
 
 

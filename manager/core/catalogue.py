@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from callpool.manager.core.faults import Detail, Fault
+from callpool.manager.core.faults import Fault, bad_input
+from callpool.manager.core.parameter_rules import Rules
 from callpool.manager.core.retry import MAX_ATTEMPTS, MAX_FALLBACKS, Target
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Timeouts] = {}
     """By the model's name."""
     any_model: bool = False
+    rules: Rules = Rules()
+    """What its models may be asked, and what is known of them: `rules.of(model).context`, `.max_output`."""
     refusal: Fault | None = None
     """Why this account cannot serve at all (a missing key), or None."""
     fallbacks: list[str] = []
@@ -190,11 +193,6 @@ def refuse_timeout(timeout: object, param: str = "timeout") -> Fault | None:
             param, f"must be above 0 and at most {MAX_TIMEOUT:.0f} seconds, got {shown}", limit=MAX_TIMEOUT
         )
     return None
-
-
-def bad_input(param: str, message: str, **details: Detail) -> Fault:
-    """A fault of the caller's: `param` and what is wrong with it."""
-    return Fault(code="bad_input", message=f"{param} {message}", param=param, details=details)
 
 
 def _unknown(what: str, name: str, known: Iterable[str], of: str = "") -> Fault:

@@ -23,3 +23,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     param: str | None = None
     hint: str | None = None
     details: dict[str, Detail] = {}
+
+
+def bad_input(param: str, message: str, *, hint: str | None = None, **details: Detail) -> Fault:
+    """A fault of the caller's: `param` and what is wrong with it."""
+    return Fault(code="bad_input", message=f"{param} {message}", param=param, hint=hint, details=details)

@@ -31,7 +31,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Submit(_Message, frozen=True, tag=1):
-    """One request. `payload` is canonical JSON (`messages` and parameters); `metadata` is JSON and counts against its limit."""
+    """One request. `payload` is canonical JSON (`messages`, parameters and options); `metadata` is JSON and counts against its limit."""
 
     request_id: str
     provider: str

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from callpool.manager.aio_session import AsyncSession
     from callpool.manager.aio_sessions import AsyncSessionManager
     from callpool.manager.client import Client
+    from callpool.manager.core.options import Options
     from callpool.manager.embedded import connect, start
     from callpool.manager.execution import ExecutionResult
     from callpool.manager.handle import Chunk, Handle
@@ -34,6 +35,7 @@ __all__ = [
     "Client",
     "ExecutionResult",
     "Handle",
+    "Options",
     "Session",
     "SessionManager",
     "__version__",
@@ -52,6 +54,7 @@ _LAZY = {
     "Client": "callpool.manager.client",
     "ExecutionResult": "callpool.manager.execution",
     "Handle": "callpool.manager.handle",
+    "Options": "callpool.manager.core.options",
     "Session": "callpool.manager.session",
     "SessionManager": "callpool.manager.sessions",
     "connect": "callpool.manager.embedded",

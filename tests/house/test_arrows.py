@@ -20,6 +20,7 @@ PUBLIC = tuple(
         "batch",
         "client",
         "config",
+        "core.options",
         "embedded",
         "errors",
         "execution",
@@ -44,6 +45,9 @@ ARROWS = {
         "callpool.workers",
         "callpool.manager.core.faults",
         "callpool.manager.core.messages",
+        "callpool.manager.core.options",
+        "callpool.manager.core.parameter_rules",
+        "callpool.manager.core.parameters",
         "callpool.manager.core.strict",
         "callpool.manager.errors",
         "callpool.manager.link",
@@ -58,7 +62,7 @@ ARROWS = {
 """Room, or one file of it → what it may import of callpool. The longest match counts."""
 
 PURE_NAMES = """
-__future__ abc array bisect codecs collections contextlib copy dataclasses difflib enum fractions functools hashlib
+__future__ abc array bisect codecs collections contextlib copy dataclasses difflib enum fnmatch fractions functools hashlib
 heapq itertools json math msgspec operator re statistics string struct types typing unicodedata
 """
 PURE = frozenset(PURE_NAMES.split())

@@ -516,20 +516,24 @@ def test_what_is_in_effect_is_told_with_sources_and_never_with_keys() -> None:
     assert described["providers"] == {
         "kimi": {
             "kind": "kimi",
+            "platform": "international",
             "base_url": "https://api.moonshot.ai/v1",
             "key": {"source": "env:KIMI_API_KEY", "state": "set", "host": "api.moonshot.ai"},
             "concurrency": 50,
             "timeout": 60.5,
             "any_model": False,
-            "models": {"kimi-k3": {"timeout": 120.0}},
+            "unsupported_parameters": "refuse",
+            "models": {"kimi-k3": {"timeout": 120.0, "context": 1_048_576, "max_tokens": 32_768}},
         },
         "fake": {
             "kind": "scripted",
+            "platform": None,
             "base_url": None,
             "key": {"source": "none", "state": "not needed", "host": ""},
             "concurrency": 200,
             "timeout": 45.0,
             "any_model": True,
+            "unsupported_parameters": "refuse",
             "models": {"m": {"timeout": 45.0, "delay": 0.2, "replies": ["one", "two"]}},
         },
     }

@@ -13,7 +13,6 @@ from callpool.manager.config import load
 from callpool.manager.errors import ConfigError, UnsafePath
 from callpool.manager.keys import (
     LONGEST_KEY,
-    PRESETS,
     KeyFact,
     Keys,
     Purpose,
@@ -22,6 +21,7 @@ from callpool.manager.keys import (
     provider_host,
     resolve,
 )
+from callpool.manager.kinds import kind_facts
 from callpool.manager.settings import ProviderSettings, Settings
 
 CANARY = "sk-CANARY0123456789"
@@ -48,7 +48,7 @@ def test_a_key_from_a_variable_that_the_configuration_names() -> None:
     assert (fact.source, fact.present, fact.host, fact.state) == ("env:MINE", True, "api.moonshot.ai", "set")
 
 
-@pytest.mark.parametrize(("kind", "variables"), [(kind, preset.variables) for kind, preset in PRESETS.items()])
+@pytest.mark.parametrize(("kind", "variables"), [(kind, kind_facts(kind).key_variables) for kind in ("kimi", "glm")])
 def test_the_first_customary_variable_that_is_set_wins(kind: str, variables: tuple[str, ...]) -> None:
     settings = settings_of(k={"kind": kind})
     environ: dict[str, str] = {}
@@ -62,8 +62,26 @@ def test_the_first_customary_variable_that_is_set_wins(kind: str, variables: tup
 
 
 def test_the_customary_variables() -> None:
-    assert PRESETS["kimi"].variables == ("KIMI_API_KEY", "MOONSHOT_API_KEY")
-    assert PRESETS["glm"].variables == ("GLM_API_KEY", "ZHIPUAI_API_KEY")
+    assert kind_facts("kimi").key_variables == ("KIMI_API_KEY", "MOONSHOT_API_KEY")
+    assert kind_facts("glm").key_variables == ("GLM_API_KEY", "ZAI_API_KEY", "ZHIPUAI_API_KEY")
+    assert kind_facts("openai").key_variables == ("OPENAI_API_KEY",)
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        ({"platform": "openai"}, "env:OPENAI_API_KEY"),
+        ({"base_url": "https://API.openai.com:443/v1/"}, "env:OPENAI_API_KEY"),
+        ({"base_url": "https://api.openai.com.example/v1"}, "none"),
+        ({"base_url": "http://127.0.0.1:8000/v1"}, "none"),
+    ],
+)
+def test_a_vendors_own_variable_is_no_key_for_whoever_else_speaks_its_language(
+    place: dict[str, str], source: str
+) -> None:
+    keys = resolve(settings_of(k={"kind": "openai", **place}), {"OPENAI_API_KEY": CANARY})
+    assert keys.facts()["k"].source == source
+    assert keys.get("k") == (None if source == "none" else CANARY)
 
 
 @pytest.mark.parametrize("content", [CANARY, f"{CANARY}\n", f"{CANARY}\r\n"])
@@ -267,6 +285,6 @@ def test_a_key_under_a_name_of_ours_is_withheld() -> None:
         d={"kind": "local"},
     )
     variables = key_variables(settings)
-    assert variables == {"CALLPOOL_MINE", *PRESETS["glm"].variables}
+    assert variables == {"CALLPOOL_MINE", *kind_facts("glm").key_variables}
     environ = {"CALLPOOL_MINE": CANARY, "PATH": "/bin"}
     assert process_environment(environ, purpose="worker", withhold=variables) == {"PATH": "/bin"}

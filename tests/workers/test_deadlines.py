@@ -25,7 +25,7 @@ DRIP = 0.004
 """Seconds between two drops, many times within SOON."""
 
 
-def make_call(*, stream: bool = True, timeout: float = HANG, parameters: dict[str, Any], **timeouts: float) -> Call:
+def make_call(*, stream: bool = True, timeout: float = HANG, parameters: dict[str, Any], **timeouts: Any) -> Call:
     return Call(
         request_id="r",
         attempt=1,

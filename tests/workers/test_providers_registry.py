@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from callpool.manager.errors import ConfigError, CredentialMissing
+from callpool.manager.kinds import located
 from callpool.manager.settings import Kind, ModelSettings, ProviderSettings
 from callpool.workers.providers.openai_compatible import OpenAICompatible, chat_url
-from callpool.workers.providers.presets import PRESETS
 from callpool.workers.providers.registry import make_provider
 from callpool.workers.providers.scripted import Scripted
 from callpool.workers.providers.secret import Secret
@@ -31,8 +31,8 @@ def test_a_scripted_provider_needs_nothing() -> None:
     ],
 )
 def test_a_vendor_is_called_at_its_own_address_and_never_without_a_key(kind: Kind, root: str) -> None:
-    settings = ProviderSettings(kind=kind)
-    assert PRESETS[kind].base_url == root
+    settings = located(ProviderSettings(kind=kind, platform="openai" if kind == "openai" else None))
+    assert settings.base_url == root
     assert isinstance(make_provider("p", settings, Secret(KEY), limit=5), OpenAICompatible)
     with pytest.raises(CredentialMissing) as caught:
         make_provider("p", settings, None, limit=5)

@@ -96,6 +96,7 @@ _OWN_OPTIONS: Final = {
     "fallbacks": "--fallback",
     "retry_in_doubt": "--retry-in-doubt",
     "metadata": "--metadata",
+    "options": "the Python client",
     "messages": "PROMPT and --system",
 }
 """What `Client.submit` takes by a name of its own → where the command line takes it."""

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from callpool.manager.core.options import NO_OPTIONS, Options
+
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One call to make: what the client asked, decoded."""
@@ -35,6 +37,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     parameters: dict[str, Any] = {}
     """Everything else of the request's body, passed to the provider as it is (`temperature`, `max_tokens`, `tools`, …)."""
+    options: Options = NO_OPTIONS
+    """What callpool itself was asked for. What a provider has a parameter for is in `parameters` and `messages` already."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,6 +54,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     provider: str = ""
     """Who answered, by the name in the configuration; a fallback is another one than the request named. Set by the worker."""
     model: str = ""
+    dropped_parameters: list[str] = []
+    """What the request stated and the provider was not sent, because it leaves no choice there."""
     raw: Any = None
     """The provider's own answer. Of a stream: an equivalent `chat.completion` object, joined from the chunks."""
 

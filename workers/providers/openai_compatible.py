@@ -113,8 +113,7 @@ class OpenAICompatible:
 
     def _body(self, call: Call) -> bytes:
         extra = self._preset.stream_parameters if call.stream else {}
-        parameters = self._preset.parameters(dict(call.parameters))
-        body = {**extra, **parameters, "model": call.model, "messages": call.messages, "stream": call.stream}
+        body = {**extra, **call.parameters, "model": call.model, "messages": call.messages, "stream": call.stream}
         try:
             return msgspec.json.encode(body)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -1,7 +1,8 @@
 """What differs between the services that speak OpenAI's chat dialect, as data.
 
-The base (`openai_compatible`) carries everything; a preset says where a service is, how its requests are shaped, where
-its answers keep their figures, and what its error codes mean (the meanings themselves, and their sources, are in `verdicts`).
+The base (`openai_compatible`) carries everything; a preset says what its requests carry besides, where its answers keep their
+figures, and what its error codes mean (the meanings themselves, and their sources, are in `verdicts`). Where a service is and
+what may be sent to its models is known to the supervisor, and comes with the worker's settings.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from callpool.manager.settings import DEFAULT_BASE_URLS
 from callpool.workers.providers.verdicts import (
     BAD_KEY,
     BAD_REQUEST,
@@ -30,11 +30,6 @@ from callpool.workers.providers.verdicts import (
 )
 
 
-def unchanged(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameter hook of services that need none."""
-    return parameters
-
-
 def find_usage(body: dict[str, Any]) -> dict[str, Any] | None:
     """The token counts of an answer or a chunk: at the top, else inside the first choice (Moonshot), else None."""
     usage = body.get("usage")
@@ -49,13 +44,9 @@ def find_usage(body: dict[str, Any]) -> dict[str, Any] | None:
 class Preset:
     """One kind of service. Every field has the base's behaviour as its default."""
 
-    base_url: str | None = None
-    """Root of the API where the settings name none; None makes it compulsory there."""
     chat_path: str = "/chat/completions"
     headers: Mapping[str, str] = field(default_factory=dict)
     """Sent with each request, besides those of the base."""
-    parameters: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
-    """Makes the service's parameters from the request's."""
     stream_parameters: Mapping[str, Any] = field(default_factory=dict)
     """Added to streamed requests that do not say otherwise."""
     usage: Callable[[dict[str, Any]], dict[str, Any] | None] = find_usage
@@ -72,7 +63,6 @@ class Preset:
 _COUNT_STREAMS = {"stream_options": {"include_usage": True}}
 
 OPENAI = Preset(
-    base_url="https://api.openai.com/v1",
     stream_parameters=_COUNT_STREAMS,
     verdicts={
         "insufficient_quota": NO_MONEY,
@@ -87,7 +77,6 @@ OPENAI = Preset(
 )
 
 KIMI = Preset(
-    base_url=DEFAULT_BASE_URLS["kimi"],
     stream_parameters=_COUNT_STREAMS,
     verdicts={
         "invalid_request_error": BAD_REQUEST,
@@ -107,7 +96,6 @@ KIMI = Preset(
 )
 
 GLM = Preset(
-    base_url=DEFAULT_BASE_URLS["glm"],
     # Streams carry their usage unasked, and the API's own list of parameters has no `stream_options`.
     verdicts={
         **dict.fromkeys(("1000", "1001", "1002", "1003", "1004"), BAD_KEY),

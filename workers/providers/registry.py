@@ -16,19 +16,17 @@ def make_provider(
     """The provider object of one account, for one worker.
 
     `limit` is the number of connections at once; `base_url` is an address found out after the configuration was read
-    (the local model server's port) and wins over the settings. Raises `ConfigError` and `CredentialMissing`. Nothing is
-    connected yet; the object may be made outside of an event loop.
+    (the local model server's port) and wins over the settings, which name a platform's address too. Raises `ConfigError` and
+    `CredentialMissing`. Nothing is connected yet; the object may be made outside of an event loop.
     """
     if settings.kind == "scripted":
         return Scripted(settings.models)
     # Imported here: aiohttp costs a fifth of a second, which a worker with scripted providers alone need not wait.
     from callpool.workers.providers.openai_compatible import OpenAICompatible  # noqa: PLC0415
 
-    preset = PRESETS[settings.kind]
-    own_url = base_url or settings.base_url
-    url = own_url or preset.base_url
+    url = base_url or settings.base_url
     if url is None:
         raise ConfigError(f"provider {name!r} has no base_url", param=f"providers.{name}.base_url")
-    if key is None and own_url is None:
+    if key is None and settings.platform is not None:
         raise CredentialMissing(f"provider {name!r} has no key, and {url} answers nobody without one", provider=name)
-    return OpenAICompatible(preset, key, base_url=url, limit=limit)
+    return OpenAICompatible(PRESETS[settings.kind], key, base_url=url, limit=limit)
