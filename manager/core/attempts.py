@@ -85,6 +85,7 @@ class Attempts:
         route.dispatched_at = now.monotonic
         if route.deadline is None:
             route.deadline = now.monotonic + request.timeout
+            return request.timeout
         return max(0.0, route.deadline - now.monotonic)
 
     def goes_on(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> bool:

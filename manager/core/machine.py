@@ -386,6 +386,8 @@ class Core:
             self.mark(request, Phase.PROVIDER_CALL_END, now)
         if request.kind is Kind.CALL and self.attempts.goes_on(request, fault, now, effects):
             return
+        if fault is not None and request.ending is None:
+            fault = refusals.over_all_calls(request, fault)
         self.end(request, fault, now, effects, body=report.body)
 
     def _continue(self, request: Request, report: Continues, now: Now, effects: list[Effect]) -> None:

@@ -170,6 +170,16 @@ def timed_out(request: Request) -> Fault:
     return Fault(code="timeout", message=message, details=details)
 
 
+def over_all_calls(request: Request, fault: Fault) -> Fault:
+    """The fault of a last call: a worker knows only the seconds that were left for it, the request had them all."""
+    tried = request.route.tried if request.route else []
+    if not tried or fault.code != "timeout" or fault.details.get("which") != "total":
+        return fault
+    whole = timed_out(request)
+    message = f"{whole.message}, in {request.tries} calls"
+    return msgspec.structs.replace(fault, message=message, details={**fault.details, **whole.details})
+
+
 def circuit_open(target: Target, last: Fault | None, seconds_left: float) -> Fault:
     """Its target has failed request after request, and again when it was asked whether it works."""
     why = f": {last.message}" if last else ""

@@ -211,6 +211,18 @@ class TestRetries:
         assert [order.request_id for order in to_workers(effects) if isinstance(order, Dispatch)] == ["second"]
 
 
+    def test_a_deadline_that_the_last_call_reaches_is_the_requests(self) -> None:
+        b = bench()
+        b.submit("r")
+        fail(b, BUSY)
+        wake(b)
+        late = Fault(code="timeout", message="m", details={"which": "total", "seconds": 9.7, "partial": "p"})
+        [end] = ends(fail(b, late))
+        assert end.fault is not None
+        assert end.fault.details == {"which": "total", "seconds": TIMEOUT, "partial": "p"}
+        assert end.fault.message == "the call did not end within 10 s, in 2 calls"
+
+
 class TestEndsWhileItRests:
     def test_cancelled(self) -> None:
         b = bench()
