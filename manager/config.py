@@ -83,17 +83,31 @@ def _describe_provider(
     settings: Settings, name: str, provider: ProviderSettings, fact: KeyFact | None
 ) -> dict[str, Any]:
     concurrency = provider.concurrency
+    if concurrency is None:
+        concurrency = settings.supervisor.max_concurrent_sessions
     return {
         "kind": provider.kind,
         "base_url": default_base_url(provider),
         "key": None if fact is None else {"source": fact.source, "state": fact.state, "host": fact.host},
-        "concurrency": settings.supervisor.max_concurrent_sessions if concurrency is None else concurrency,
+        "concurrency": concurrency,
+        **_describe_connections(provider, concurrency),
         **_describe_timeouts(settings.timeouts_for(name)),
         "any_model": provider.any_model or not provider.models,
         "models": {
             model: _describe_model(listed) | _describe_timeouts(settings.timeouts_for(name, model))
             for model, listed in provider.models.items()
         },
+    }
+
+
+def _describe_connections(provider: ProviderSettings, concurrency: int) -> dict[str, float]:
+    """Of each worker to this provider, where one can be set."""
+    if provider.kind in ("local", "scripted"):
+        return {}
+    return {
+        "connections": concurrency if provider.connections is None else provider.connections,
+        "keep_alive": provider.keep_alive,
+        "warm_connections": provider.warm_connections,
     }
 
 

@@ -31,7 +31,8 @@ from callpool.manager.settings import (
 from callpool.manager.toml_lines import KeyPath
 
 _SCRIPTED_ONLY: Final = tuple(name for name in MODEL_RULES if not name.endswith("timeout"))
-_CALLS_OUT: Final = ("api_key_env", "api_key_file", "base_url")
+_CALLS_OUT: Final = ("api_key_env", "api_key_file", "base_url", "connections", "keep_alive", "warm_connections")
+_MOST_SESSIONS: Final = SupervisorSettings().max_concurrent_sessions
 _LITERAL_KEYS: Final = frozenset({"apikey", "key", "token", "secret", "password"})
 
 
@@ -82,6 +83,8 @@ class _Walk:
         if self._is_table(("providers",), providers):
             for name, provider in providers.items():
                 self._provider(("providers", name), provider)
+                if isinstance(provider, Mapping):
+                    self._warm(("providers", name), provider, supervisor)
 
     def _is_table(self, path: KeyPath, value: object) -> bool:
         if isinstance(value, Mapping):
@@ -148,6 +151,18 @@ class _Walk:
             self._add((*path, "concurrency"), f'must be at most {MAX_LOCAL_SLOTS} for kind "local"')
         if kind == "openai" and "base_url" not in given:
             self._add(path, 'base_url is missing: kind "openai" has no address of its own')
+
+    def _warm(self, path: KeyPath, provider: Mapping[str, Any], supervisor: object) -> None:
+        """As many connections may be kept warm as there may be at all."""
+        pool = supervisor.get("max_concurrent_sessions") if isinstance(supervisor, Mapping) else None
+        sizes = (provider.get("connections"), provider.get("concurrency"), pool, _MOST_SESSIONS)
+        names = ("connections", "concurrency", "max_concurrent_sessions", "max_concurrent_sessions")
+        name, size = next((name, size) for name, size in zip(names, sizes, strict=True) if size is not None)
+        warm = provider.get("warm_connections")
+        if isinstance(warm, int) and isinstance(size, int) and warm > size:
+            self._add(
+                (*path, "warm_connections"), f"must be at most {size}, which is {name}: there are no more of them"
+            )
 
     def _model(self, path: KeyPath, model: object, *, scripted: bool) -> None:
         name = path[-1]
