@@ -44,6 +44,7 @@ ARROWS = {
         "callpool.workers",
         "callpool.manager.core.faults",
         "callpool.manager.core.messages",
+        "callpool.manager.core.pools",
         "callpool.manager.core.strict",
         "callpool.manager.errors",
         "callpool.manager.link",

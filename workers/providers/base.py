@@ -3,6 +3,7 @@
 A provider object lives in one worker process and serves many calls at once on that worker's event loop. It keeps
 connections, and nothing about any request. Part of the contract that no type can say:
 
+- A call that has to wait for a connection waits before `progress.started()`.
 - `await progress.started()` comes before the first byte leaves for the provider, and nowhere else: after it the call
   counts as made, and a crash leaves it in doubt.
 - Cancelling the task that runs `call` closes the exchange at once (the provider sees the socket close) and leaks nothing.
@@ -16,6 +17,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import msgspec
+
+from callpool.manager.core.pools import PoolCounts
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,3 +80,16 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Close connections. Called once, when no call is active any more."""
+
+
+class Pooled(Provider, Protocol):
+    """A provider as its worker keeps it, with its connections."""
+
+    def warm(self) -> None:
+        """Begin to open connections ahead of the calls, where that was asked for. Called once, in the running loop."""
+
+    def stop_warming(self) -> None:
+        """No more calls come: open no connections ahead any more."""
+
+    def counts(self) -> PoolCounts | None:
+        """What the connections come to; None where none have been made."""
