@@ -18,7 +18,7 @@ class WorkerBoot(msgspec.Struct, frozen=True, kw_only=True):
     supervisor_pid: int
     providers: dict[str, ProviderSettings]
     limits: dict[str, int]
-    """Calls at once on each account: the size of its connection pool."""
+    """Calls at once on each account: the size of its connection pool where the settings name no other."""
     heartbeat_interval: float
 
 

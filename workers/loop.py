@@ -29,6 +29,7 @@ from callpool.manager.core.messages import (
     Retire,
     Started,
 )
+from callpool.manager.core.pools import PoolCounts, total
 from callpool.manager.errors import BadInput, BrokenAnswer, CallpoolError, ProviderUnreachable, to_fault
 from callpool.manager.link import Link
 from callpool.workers.call import run_call
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.messages import WorkerOrder
     from callpool.manager.settings import ProviderSettings
     from callpool.workers.boot import WorkerBoot
-    from callpool.workers.providers.base import Answer, Provider
+    from callpool.workers.providers.base import Answer, Pooled
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,9 @@ class WorkerLoop:
         self._keys = keys
         self._loop = asyncio.get_running_loop()
         self._calls: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._providers: dict[str, Provider] = {}
+        self._providers: dict[str, Pooled] = {}
+        self._past_pools: dict[str, PoolCounts] = {}
+        """Of providers that have got another address: what their connections to the old one had come to."""
         self._retired = asyncio.Event()
         self._retiring = False
         for name, settings in boot.providers.items():
@@ -84,6 +87,9 @@ class WorkerLoop:
     async def run(self) -> None:
         """Work until retired. The end of the pipe ends the process at once."""
         self._link.send(Ready(os.getpid()))
+        if not self._retiring:
+            for provider in self._providers.values():
+                provider.warm()
         heart = self._loop.create_task(self._beat())
         await self._retired.wait()
         heart.cancel()
@@ -98,7 +104,15 @@ class WorkerLoop:
         while True:
             due = self._loop.time() + interval
             await asyncio.sleep(interval)
-            self._link.send(Heartbeat(len(self._calls), self._loop.time() - due))
+            self._link.send(Heartbeat(len(self._calls), self._loop.time() - due, self._pools()))
+
+    def _pools(self) -> dict[str, PoolCounts]:
+        pools = dict(self._past_pools)
+        for name, provider in self._providers.items():
+            counts = provider.counts()
+            if counts is not None:
+                pools[name] = total([counts, pools[name]]) if name in pools else counts
+        return pools
 
     def _on_end(self, _why: str) -> None:
         """The supervisor is gone, or wants us gone: nobody is left to hear of anything."""
@@ -114,6 +128,8 @@ class WorkerLoop:
                 self._set_endpoint(order)
             elif type(order) is Retire:
                 self._retiring = True
+                for provider in self._providers.values():
+                    provider.stop_warming()
                 self._retire_if_idle()
 
     # Calls.
@@ -181,14 +197,19 @@ class WorkerLoop:
     def _set_endpoint(self, order: Endpoint) -> None:
         old = self._providers.pop(order.provider, None)
         if old is not None:
+            counts = old.counts()
+            if counts is not None:
+                past = self._past_pools.get(order.provider, PoolCounts())
+                self._past_pools[order.provider] = total([past, counts.ended()])
             closing = self._loop.create_task(old.close())
             closing.add_done_callback(_log_failure)
         settings = self._boot.providers[order.provider]
         key = Secret(order.key) if order.key else None
         limit = self._boot.limits[order.provider]
-        self._providers[order.provider] = make_provider(
-            order.provider, settings, key, limit=limit, base_url=order.base_url
-        )
+        provider = make_provider(order.provider, settings, key, limit=limit, base_url=order.base_url)
+        self._providers[order.provider] = provider
+        if not self._retiring:
+            provider.warm()
 
 
 class _Progress:

@@ -264,7 +264,9 @@ def test_a_look_at_an_idle_connection_is_no_use_of_it() -> None:
             inner = subject._pool
             assert inner is not None
             target = URL(url)
+            assert await inner.keep_warm(target, 1, 0.0) is None
             assert await inner.keep_warm(target, 2, 0.0) is None
+            assert server.connections == 2, "the first was kept, and not taken for both"
             while server.connections == 2:
                 assert await inner.keep_warm(target, 2, 0.0) is None
                 await asyncio.sleep(0.01)
@@ -398,13 +400,24 @@ def test_an_address_that_failed_is_looked_up_again_by_the_same_call() -> None:
 # A provider that does not read.
 
 
-@pytest.mark.parametrize("megabytes", [1, 16])
+@pytest.mark.parametrize(
+    ("megabytes", "kernel_tells"),
+    [(1, True), (16, True), (16, False)],
+    ids=["1", "16", "16, a kernel that does not tell"],
+)
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 @each_loop
 def test_a_request_that_nobody_reads_lets_go_of_its_socket(
-    loop: Callable[[], asyncio.AbstractEventLoop], how: str, megabytes: int
+    loop: Callable[[], asyncio.AbstractEventLoop],
+    how: str,
+    megabytes: int,
+    *,
+    kernel_tells: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The listener's kernel accepts; nobody reads. One megabyte fits into our kernel's buffers, of sixteen most wait in this process."""
+    if not kernel_tells:
+        monkeypatch.setattr(pool, "UNSENT", None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 

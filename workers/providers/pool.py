@@ -188,15 +188,15 @@ class Pool(aiohttp.TCPConnector):
         return sum(protocol.is_connected() for protocol in self._last_used)
 
 
-UNSENT = 0x894B
-"""Linux's SIOCOUTQNSD: how many bytes of a socket the kernel has not sent, because the peer has no room for them."""
+UNSENT = 0x894B if sys.platform == "linux" else None
+"""SIOCOUTQNSD: asks how many bytes of a socket the kernel has not sent, because the peer has no room for them. Linux alone tells."""
 
 
 def has_unsent(transport: asyncio.Transport) -> bool:
     """Whether bytes of the request are still here: in this process, or (where the system tells) in the kernel."""
     if transport.get_write_buffer_size() > 0:
         return True
-    if sys.platform != "linux":
+    if UNSENT is None:
         return False
     left = fcntl.ioctl(transport.get_extra_info("socket").fileno(), UNSENT, bytes(4))
     return int.from_bytes(left, sys.byteorder) > 0
