@@ -213,4 +213,9 @@ def test_what_connections_had_come_to_outlives_their_worker() -> None:
         assert (both["requests"], both["opened"], both["open"], both["connect_seconds"]) == (10, 4, 2, 1.0)
         assert (both["connect_seconds_max"], both["workers"][0]["requests"]) == (0.4, 5)
 
+        subject.send(0, Retire())
+        await _until(lambda: events.count("down") == 2)
+        left = subject.describe_pools()["a"]
+        assert left["requests"] - sum(row["requests"] for row in left["workers"]) == 10
+
     _run(targets.counts_and_ends, test)
