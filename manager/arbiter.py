@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from callpool.manager import wire
 from callpool.manager.children import Child, spawn_with_pipe
 from callpool.manager.core.messages import Heartbeat, Ready, Retire
+from callpool.manager.core.pools import PoolCounts, total
 from callpool.manager.link import Link
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Slot:
         self.spawned_at = 0.0
         self.heard_at = 0.0
         self.loop_delay = 0.0
+        self.pools: dict[str, PoolCounts] = {}
+        """Provider → what this worker's connections had come to at its last heartbeat."""
         self.last_reason = ""
         self.timers: list[asyncio.TimerHandle] = []
 
@@ -132,6 +135,8 @@ class Arbiter:
         self._interval = heartbeat_interval
         self._greet = greet
         self._loop = asyncio.get_running_loop()
+        self._past_pools: dict[str, PoolCounts] = {}
+        """What the connections of workers that are gone had come to."""
         self._watch: asyncio.TimerHandle | None = None
         self._watch_due = 0.0
         self._stopping = False
@@ -164,6 +169,19 @@ class Arbiter:
     def describe(self) -> list[dict[str, Any]]:
         """The rows of `status`."""
         return [slot.describe() for slot in self.slots]
+
+    def describe_pools(self) -> dict[str, dict[str, Any]]:
+        """Provider → what the connections to it have come to, with those of each worker that is there under `workers`."""
+        names = dict.fromkeys([*self._past_pools, *(name for slot in self.slots for name in slot.pools)])
+        return {name: self._describe_pool(name) for name in names}
+
+    def _describe_pool(self, provider: str) -> dict[str, Any]:
+        now = {slot.number: slot.pools[provider] for slot in self.slots if provider in slot.pools}
+        everything = total([self._past_pools.get(provider, PoolCounts()), *now.values()])
+        return {
+            **everything.as_plain(),
+            "workers": [{"id": number, **counts.as_plain()} for number, counts in now.items()],
+        }
 
     async def stop(self, *, grace: float) -> None:
         """Let every worker go: retire it, and kill what is left after `grace` seconds. Returns when all have been reaped."""
@@ -211,7 +229,7 @@ class Arbiter:
         calls: list[Started | Piece | Finished] = []
         for report in reports:
             if type(report) is Heartbeat:
-                slot.loop_delay = report.delay
+                slot.loop_delay, slot.pools = report.delay, report.pools
             elif type(report) is Ready:
                 slot.state = WorkerState.UP
                 self._events.worker_up(slot.number)
@@ -273,6 +291,10 @@ class Arbiter:
             return
         slot.cancel_timers()
         slot.child = None
+        for provider, counts in slot.pools.items():
+            past = self._past_pools.get(provider, PoolCounts())
+            self._past_pools[provider] = total([past, counts.ended()])
+        slot.pools = {}
         self._events.worker_down(slot.number, reason)
         if self._stopping:
             slot.state = WorkerState.STOPPED

@@ -84,13 +84,16 @@ def describe(settings: Settings, facts: Mapping[str, KeyFact] | None = None) -> 
 def _describe_provider(
     settings: Settings, name: str, provider: ProviderSettings, fact: KeyFact | None
 ) -> dict[str, Any]:
-    concurrency, rules = provider.concurrency, rules_of(provider)
+    rules, concurrency = rules_of(provider), provider.concurrency
+    if concurrency is None:
+        concurrency = settings.supervisor.max_concurrent_sessions
     return {
         "kind": provider.kind,
         "platform": platform_of(provider),
         "base_url": base_url_of(provider),
         "key": None if fact is None else {"source": fact.source, "state": fact.state, "host": fact.host},
-        "concurrency": settings.supervisor.max_concurrent_sessions if concurrency is None else concurrency,
+        "concurrency": concurrency,
+        **_describe_connections(provider, concurrency),
         **_describe_timeouts(settings.timeouts_for(name)),
         "any_model": provider.any_model or not provider.models,
         "unsupported_parameters": provider.unsupported_parameters,
@@ -100,6 +103,17 @@ def _describe_provider(
             | _describe_tokens(rules.of(model))
             for model, listed in provider.models.items()
         },
+    }
+
+
+def _describe_connections(provider: ProviderSettings, concurrency: int) -> dict[str, float]:
+    """Of each worker to this provider, where one can be set."""
+    if provider.kind in ("local", "scripted"):
+        return {}
+    return {
+        "connections": concurrency if provider.connections is None else provider.connections,
+        "keep_alive": provider.keep_alive,
+        "warm_connections": provider.warm_connections,
     }
 
 

@@ -32,8 +32,11 @@ from callpool.manager.settings import (
 from callpool.manager.toml_lines import KeyPath
 
 _SCRIPTED_ONLY: Final = ("reply", "replies", "delay", "chunks", "chunk_delay", "error_times", "error")
-_CALLS_OUT: Final = ("api_key_env", "api_key_file", "base_url", "platform")
+_CALLS_OUT: Final = (
+    "api_key_env", "api_key_file", "base_url", "platform", "connections", "keep_alive", "warm_connections",
+)  # fmt: skip
 _BOUNDED_BY: Final = (("max_output", "context"), ("max_tokens", "max_output"), ("max_tokens", "context"))
+_MOST_SESSIONS: Final = SupervisorSettings().max_concurrent_sessions
 _LITERAL_KEYS: Final = frozenset({"apikey", "key", "token", "secret", "password"})
 
 
@@ -84,6 +87,8 @@ class _Walk:
         if self._is_table(("providers",), providers):
             for name, provider in providers.items():
                 self._provider(("providers", name), provider)
+                if isinstance(provider, Mapping):
+                    self._warm(("providers", name), provider, supervisor)
             self._fallbacks(providers)
 
     def _is_table(self, path: KeyPath, value: object) -> bool:
@@ -191,6 +196,18 @@ class _Walk:
         if known.default_platform is None and not {"platform", "base_url"} & set(given):
             names = " or ".join(f'platform = "{name}"' for name in known.platforms)
             self._add(path, f"base_url is missing: {kind} has no address of its own; it may be {names}")
+
+    def _warm(self, path: KeyPath, provider: Mapping[str, Any], supervisor: object) -> None:
+        """As many connections may be kept warm as there may be at all."""
+        pool = supervisor.get("max_concurrent_sessions") if isinstance(supervisor, Mapping) else None
+        sizes = (provider.get("connections"), provider.get("concurrency"), pool, _MOST_SESSIONS)
+        names = ("connections", "concurrency", "max_concurrent_sessions", "max_concurrent_sessions")
+        name, size = next((name, size) for name, size in zip(names, sizes, strict=True) if size is not None)
+        warm = provider.get("warm_connections")
+        if isinstance(warm, int) and isinstance(size, int) and warm > size:
+            self._add(
+                (*path, "warm_connections"), f"must be at most {size}, which is {name}: there are no more of them"
+            )
 
     def _model(self, path: KeyPath, model: object, *, scripted: bool) -> None:
         name = path[-1]

@@ -57,15 +57,15 @@ def _whole(least: int, most: int) -> Rule:
     return rule
 
 
-def _seconds(*, zero: bool = False) -> Rule:
-    least = "0 or more" if zero else "more than 0"
+def _seconds(*, zero: bool = False, shortest: float = 0.0) -> Rule:
+    least = "0 or more" if zero else f"at least {shortest:g}" if shortest else "more than 0"
 
     def rule(value: object) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return wanted("a number of seconds", value)
         if isinstance(value, float) and not math.isfinite(value):  # NaN passes every comparison below, turned round
             return "must be a finite number of seconds"
-        if value < 0 or value > LONGEST_TIME or (value == 0 and not zero):
+        if value < shortest or value > LONGEST_TIME or (value == 0 and not zero):
             return f"must be {least} and at most {LONGEST_TIME:.0f} seconds"
         return None
 
@@ -214,6 +214,11 @@ PROVIDER_RULES: Final[dict[str, Rule]] = {
     "api_key_env": _variable_name,
     "api_key_file": _file_name,
     "concurrency": _whole(1, 100_000),
+    "connections": _whole(1, 100_000),
+    "keep_alive": _seconds(
+        shortest=1.0
+    ),  # connections kept warm are replaced within it: that must not become a hot loop
+    "warm_connections": _whole(0, 1_000),
     "timeout": _seconds(),
     "first_token_timeout": _seconds(),
     "idle_timeout": _seconds(),

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from callpool.manager.core.faults import Fault
 
 
+ABOUT = ("continuation", "dropped_parameters")
+"""What of an answer is about how it came to be."""
+
+
 class Chunk(str):
     """A piece of a streamed answer: the text itself, with the provider's own chunk object as `raw`."""
 
@@ -74,15 +78,16 @@ class Progress:
         if done.fault is not None:
             raise from_fault(done.fault)
         session = {"session_id": done.session_id, "request_id": self.request_id, "duration_seconds": done.duration}
-        return {
+        answer = {
             "provider": self._provider,
             "model": self._model,
             "usage": {},
             "finish_reason": None,
             "raw": None,
             **msgspec.json.decode(done.body or b"{}"),
-            "metadata": {"session": session},
         }
+        about = {name: answer.pop(name) for name in ABOUT if name in answer}
+        return {**answer, "metadata": {"session": session, **about}}
 
     def _next_chunk(self) -> Chunk:
         """The oldest piece that was not taken yet; there must be one."""

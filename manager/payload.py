@@ -14,7 +14,7 @@ import msgspec
 
 from callpool.manager.core.catalogue import refuse_timeout
 from callpool.manager.core.messages import Submit
-from callpool.manager.core.options import NO_OPTIONS, PAYLOAD_KEY, Options, check_options
+from callpool.manager.core.options import NO_OPTIONS, PAYLOAD_KEY, SO_FAR_KEY, Options, check_options
 from callpool.manager.core.parameters import check
 from callpool.manager.errors import BadInput, NotSerializable, from_fault
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.messages import RunFunction
 
 RESERVED = frozenset({
-    "messages", "model", "stream", "api_key", "base_url", "api_base", "headers", "extra_headers", PAYLOAD_KEY,
+    "messages", "model", "stream", "api_key", "base_url", "api_base", "headers", "extra_headers", PAYLOAD_KEY, SO_FAR_KEY,
 })  # fmt: skip
 """Names that no parameter may have: callpool sets them itself, or they would point a key at another host."""
 

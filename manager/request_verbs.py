@@ -38,6 +38,9 @@ class Descriptions(Protocol):
     def describe_workers(self) -> list[dict[str, Any]]:
         """What `status` says of each worker, without its active calls."""
 
+    def describe_pools(self) -> dict[str, dict[str, Any]]:
+        """Provider → what `status` and the metrics say of the connections to it."""
+
     def describe_model_servers(self) -> list[dict[str, Any]]:
         """What `status` says of each local model server."""
 
@@ -171,7 +174,8 @@ class RequestVerbs:
     def _status(self, _caller: Caller, _arguments: NoArguments) -> dict[str, Any]:
         workers = self._outlets.describe_workers()
         model_servers = self._outlets.describe_model_servers()
-        facts: dict[str, Any] = self._stage.look(lambda core, now: _pool_status(core, now, workers))
+        pools = self._outlets.describe_pools()
+        facts: dict[str, Any] = self._stage.look(lambda core, now: _pool_status(core, now, workers, pools))
         return {
             **facts,
             "pid": os.getpid(),
@@ -189,8 +193,10 @@ def _state_of(core: Core, request_id: str) -> str | None:
     return request.state.value if request else None
 
 
-def _pool_status(core: Core, now: Now, workers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `status` says of the core; each worker's row gets its active calls."""
+def _pool_status(
+    core: Core, now: Now, workers: list[dict[str, Any]], pools: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What `status` says of the core; each worker's row gets its active calls, each account's its connections."""
     for worker in workers:
         worker["active"] = len(core.by_worker.get(worker["id"], ()))
     accounts = [
@@ -201,6 +207,7 @@ def _pool_status(core: Core, now: Now, workers: list[dict[str, Any]]) -> dict[st
             "queued": core.scheduler.count(account.name),
             "closed": account.closed,
             **core.attempts.describe(account.name, now.monotonic),
+            "connections": pools.get(account.name),
         }
         for account in core.ledger.accounts.values()
     ]

@@ -372,6 +372,7 @@ class Service:
             "lock": lock,
             "memory": memory,
             "abandoned_threads": abandoned,
+            "connections": self._outlets.describe_pools(),
             "reconciliation": dict(self._reconciled),
         }
 

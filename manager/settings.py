@@ -13,6 +13,9 @@ from callpool.manager.core.catalogue import Timeouts
 
 Kind = Literal["openai", "kimi", "glm", "local", "scripted"]
 
+KEEP_IDLE = 15.0
+"""Seconds that an unused connection is kept. Balancers close theirs after 60 s and more; a request sent into one that
+is just being closed fails, so we let go well before."""
 MAX_LOCAL_SLOTS = 64
 """Answers at once of a local model: more would only divide the same cores further."""
 
@@ -74,6 +77,12 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Path of a file with mode 0600 that holds the key."""
     concurrency: int | None = None
     """Calls at once on this account; None allows `max_concurrent_sessions`."""
+    connections: int | None = None
+    """Connections at once in one worker; None allows as many as calls. A call beyond them waits for one."""
+    keep_alive: float = KEEP_IDLE
+    """Seconds that an unused connection is kept."""
+    warm_connections: int = 0
+    """Connections that each worker opens ahead of any call, and keeps open."""
     timeout: float | None = None
     """Seconds for one call; None takes the supervisor's `default_timeout`."""
     first_token_timeout: float | None = None

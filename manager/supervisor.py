@@ -205,6 +205,10 @@ class Supervisor:
         """The workers' rows of `status`."""
         return self.arbiter.describe()
 
+    def describe_pools(self) -> dict[str, dict[str, Any]]:
+        """The connections to each provider."""
+        return self.arbiter.describe_pools()
+
     def describe_model_servers(self) -> list[dict[str, Any]]:
         """The model servers' rows of `status`."""
         return [host.describe() for host in self.model_hosts]

@@ -22,7 +22,7 @@ class WorkerBoot(msgspec.Struct, frozen=True, kw_only=True):
     rules: dict[str, Rules]
     """What may be sent to the models of each."""
     limits: dict[str, int]
-    """Calls at once on each account: the size of its connection pool."""
+    """Calls at once on each account: the size of its connection pool where the settings name no other."""
     heartbeat_interval: float
 
 

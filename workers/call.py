@@ -38,12 +38,13 @@ async def run_call(provider: Provider, call: Call, progress: Progress) -> Answer
     cancels_before = task.cancelling()
     total: asyncio.Timeout | None = None
     stream = _Stream(call, progress) if call.stream else None
+    told = stream or _Told(progress)
     failure: CallpoolError
     try:
         async with asyncio.timeout(call.timeout) as total:
             async with stream or _NO_SILENCE:
                 # What providers promise, and what they do.
-                answer: object = await provider.call(call, stream or progress)
+                answer: object = await provider.call(call, told)
         if isinstance(answer, Answer):
             return answer
         failure = _fault_in_provider(call, f"it returned a {type(answer).__name__}", type(answer).__name__)
@@ -56,7 +57,7 @@ async def run_call(provider: Provider, call: Call, progress: Progress) -> Answer
                 raise
             raise asyncio.CancelledError from None
         if total is not None and total.expired():
-            failure = _overdue(call, "total", call.timeout, stream)
+            failure = _overdue(call, "total", call.timeout, stream, sent=told.began)
         elif stream is not None and stream.silence.expired():
             failure = _overdue(call, stream.awaits, stream.patience or 0.0, stream)
         else:
@@ -70,6 +71,30 @@ async def run_call(provider: Provider, call: Call, progress: Progress) -> Answer
     raise failure
 
 
+class _Told:
+    """The progress of a call that does not stream: passes everything on, and remembers whether it began."""
+
+    __slots__ = ("_progress", "began")
+
+    def __init__(self, progress: Progress) -> None:
+        self.began = False
+        """Whether the provider was contacted, or was just about to be."""
+        self._progress = progress
+
+    async def started(self) -> None:
+        """The provider is next."""
+        self.began = True
+        await self._progress.started()
+
+    async def chunk(self, text: str, raw: dict[str, Any] | None, *, useful: bool = True) -> None:
+        """A piece."""
+        await self._progress.chunk(text, raw, useful=useful)
+
+    def whole(self) -> None:
+        """The answer is there."""
+        self._progress.whole()
+
+
 class _Stream:
     """The progress of a streamed call: passes everything on, and measures the silences between."""
 
@@ -80,6 +105,8 @@ class _Stream:
         """Which timeout a silence would end."""
         self.patience = call.first_token_timeout
         self.texts: list[str] = []
+        self.began = False
+        """Whether the provider was contacted, or was just about to be."""
         self._idle = call.idle_timeout
         self._progress = progress
         self._loop = asyncio.get_running_loop()
@@ -99,6 +126,7 @@ class _Stream:
 
     async def started(self) -> None:
         """The provider is next: from here on it may be silent for so long."""
+        self.began = True
         await self._progress.started()
         self._listen()
 
@@ -154,20 +182,23 @@ class _Stream:
 
 
 _WORDS = {
+    "connection": "was not sent within {seconds:g} s: it waited for a free connection all the time",
     "total": "took longer than {seconds:g} s",
     "first_token": "brought nothing within {seconds:g} s",
     "idle": "stopped bringing anything for {seconds:g} s",
 }
 
 
-def _overdue(call: Call, which: str, seconds: float, stream: _Stream | None) -> RequestTimeout:
+def _overdue(call: Call, which: str, seconds: float, stream: _Stream | None, *, sent: bool = True) -> RequestTimeout:
     """Also where the provider turned the cancellation at the deadline into an error of its own."""
+    words = _WORDS[which if sent else "connection"].format(seconds=seconds)
     return RequestTimeout(
-        f"the call of {clean(call.model)!r} at provider {call.provider!r} {_WORDS[which].format(seconds=seconds)}",
+        f"the call of {clean(call.model)!r} at provider {call.provider!r} {words}",
         seconds=seconds,
         provider=call.provider,
         model=call.model,
         which=which,
+        sent=sent,
         **({} if stream is None else {"partial": redact("".join(stream.texts))[:MAX_PARTIAL]}),
     )
 

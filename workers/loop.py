@@ -20,6 +20,7 @@ from callpool.manager import wire
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import (
     CancelCall,
+    Continues,
     Dispatch,
     Endpoint,
     Finished,
@@ -29,14 +30,13 @@ from callpool.manager.core.messages import (
     Retire,
     Started,
 )
-from callpool.manager.core.options import PAYLOAD_KEY, Options
-from callpool.manager.errors import BadInput, BrokenAnswer, CallpoolError, ProviderUnreachable, to_fault
+from callpool.manager.core.pools import PoolCounts, total
+from callpool.manager.errors import BrokenAnswer, CallpoolError, ProviderUnreachable, to_fault
 from callpool.manager.link import Link
 from callpool.workers.call import run_call
-from callpool.workers.providers.base import Call
+from callpool.workers.conversation import Conversation
 from callpool.workers.providers.registry import make_provider
 from callpool.workers.providers.secret import Secret
-from callpool.workers.shaping import shape_call
 
 if TYPE_CHECKING:
     import socket
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.messages import WorkerOrder
     from callpool.manager.settings import ProviderSettings
     from callpool.workers.boot import WorkerBoot
-    from callpool.workers.providers.base import Answer, Provider
+    from callpool.workers.providers.base import Answer, Pooled
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,9 @@ class WorkerLoop:
         self._keys = keys
         self._loop = asyncio.get_running_loop()
         self._calls: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._providers: dict[str, Provider] = {}
+        self._providers: dict[str, Pooled] = {}
+        self._past_pools: dict[str, PoolCounts] = {}
+        """Of providers that have got another address: what their connections to the old one had come to."""
         self._retired = asyncio.Event()
         self._retiring = False
         for name, settings in boot.providers.items():
@@ -86,6 +88,9 @@ class WorkerLoop:
     async def run(self) -> None:
         """Work until retired. The end of the pipe ends the process at once."""
         self._link.send(Ready(os.getpid()))
+        if not self._retiring:
+            for provider in self._providers.values():
+                provider.warm()
         heart = self._loop.create_task(self._beat())
         await self._retired.wait()
         heart.cancel()
@@ -100,7 +105,15 @@ class WorkerLoop:
         while True:
             due = self._loop.time() + interval
             await asyncio.sleep(interval)
-            self._link.send(Heartbeat(len(self._calls), self._loop.time() - due))
+            self._link.send(Heartbeat(len(self._calls), self._loop.time() - due, self._pools()))
+
+    def _pools(self) -> dict[str, PoolCounts]:
+        pools = dict(self._past_pools)
+        for name, provider in self._providers.items():
+            counts = provider.counts()
+            if counts is not None:
+                pools[name] = total([counts, pools[name]]) if name in pools else counts
+        return pools
 
     def _on_end(self, _why: str) -> None:
         """The supervisor is gone, or wants us gone: nobody is left to hear of anything."""
@@ -116,6 +129,8 @@ class WorkerLoop:
                 self._set_endpoint(order)
             elif type(order) is Retire:
                 self._retiring = True
+                for provider in self._providers.values():
+                    provider.stop_warming()
                 self._retire_if_idle()
 
     # Calls.
@@ -133,13 +148,14 @@ class WorkerLoop:
 
     async def _make(self, order: Dispatch) -> None:
         """Make one call and report its end: from here, because a task's callbacks come a turn of the loop later."""
+        report: Finished | Continues
         try:
-            body, fault = await self._answer(order), None
+            report = await self._outcome(order)
         except CallpoolError as error:
-            body, fault = None, error.fault
-        self._report_end(Finished(order.request_id, order.attempt, body, fault))
+            report = Finished(order.request_id, order.attempt, None, error.fault)
+        self._report_end(report)
 
-    async def _answer(self, order: Dispatch) -> bytes:
+    async def _outcome(self, order: Dispatch) -> Finished | Continues:
         provider = self._providers.get(order.provider)
         if provider is None:
             raise ProviderUnreachable(
@@ -151,11 +167,18 @@ class WorkerLoop:
                 retry_after=None,
                 scope="provider",
             )
-        call, dropped = shape_call(self._boot.rules[order.provider], _decode_call(order))
-        answer = await run_call(provider, call, _Progress(self._link, order, self._is_lone))
-        if dropped:
-            answer = msgspec.structs.replace(answer, dropped_parameters=dropped)
-        return _encode_answer(answer, order)
+        conversation = Conversation(order, self._boot.rules[order.provider])
+        failure: CallpoolError
+        try:
+            answer = await run_call(provider, conversation.call(), _Progress(self._link, order, self._is_lone))
+            payload = conversation.next_payload(answer)
+            if payload is not None:
+                return Continues(order.request_id, order.attempt, payload)
+            body = _encode_answer(conversation.whole(answer), order)
+            return Finished(order.request_id, order.attempt, body)
+        except CallpoolError as error:
+            failure = conversation.with_text(error)
+        raise failure
 
     def _task_ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
         """Report what the task could not: it was cancelled, or it broke in a way that no provider may."""
@@ -166,7 +189,7 @@ class WorkerLoop:
             log.error("a call ended in an unexpected way", exc_info=error)
         self._report_end(Finished(*key, None, to_fault(error) if error else _CANCELLED))
 
-    def _report_end(self, finished: Finished) -> None:
+    def _report_end(self, finished: Finished | Continues) -> None:
         del self._calls[finished.request_id, finished.attempt]
         self._link.send(finished)
         if not self._calls:
@@ -186,14 +209,19 @@ class WorkerLoop:
     def _set_endpoint(self, order: Endpoint) -> None:
         old = self._providers.pop(order.provider, None)
         if old is not None:
+            counts = old.counts()
+            if counts is not None:
+                past = self._past_pools.get(order.provider, PoolCounts())
+                self._past_pools[order.provider] = total([past, counts.ended()])
             closing = self._loop.create_task(old.close())
             closing.add_done_callback(_log_failure)
         settings = self._boot.providers[order.provider]
         key = Secret(order.key) if order.key else None
         limit = self._boot.limits[order.provider]
-        self._providers[order.provider] = make_provider(
-            order.provider, settings, key, limit=limit, base_url=order.base_url
-        )
+        provider = make_provider(order.provider, settings, key, limit=limit, base_url=order.base_url)
+        self._providers[order.provider] = provider
+        if not self._retiring:
+            provider.warm()
 
 
 class _Progress:
@@ -222,32 +250,6 @@ class _Progress:
 
     def whole(self) -> None:
         """Nothing that the supervisor has to know."""
-
-
-def _decode_call(order: Dispatch) -> Call:
-    """The call of an order. What the client's own check let through is checked here, where it is decoded."""
-    try:
-        body = msgspec.json.decode(order.payload, type=dict[str, Any])
-        messages = msgspec.convert(body.pop("messages", None), list[dict[str, Any]])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise BadInput(f"messages: {error}", param="messages") from None
-    try:
-        options = msgspec.convert(body.pop(PAYLOAD_KEY, {}), Options)
-    except msgspec.ValidationError as error:
-        raise BadInput(f"options: {error}", param="options") from None
-    return Call(
-        request_id=order.request_id,
-        attempt=order.attempt,
-        provider=order.provider,
-        model=order.model,
-        stream=order.stream,
-        timeout=order.timeout,
-        first_token_timeout=order.first_token_timeout,
-        idle_timeout=order.idle_timeout,
-        messages=messages,
-        parameters=body,
-        options=options,
-    )
 
 
 def _encode_answer(answer: Answer, order: Dispatch) -> bytes:

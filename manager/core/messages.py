@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.pools import PoolCounts
 
 PROTOCOL_VERSION = 4
 """Raised with every change of meaning below; both sides of a handshake must have the same."""
@@ -246,6 +247,8 @@ class Heartbeat(_Message, frozen=True, tag=5):
 
     active: int
     delay: float
+    pools: dict[str, PoolCounts] = {}
+    """Provider → what this worker's connections to it have come to."""
 
 
 WorkerReport = Ready | Started | Piece | Finished | Continues | Heartbeat

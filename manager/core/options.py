@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PAYLOAD_KEY: Final = "callpool"
-"""No parameter may have this name."""
+SO_FAR_KEY: Final = "callpool_so_far"
+"""What the earlier calls of a request have brought, between its workers. No parameter may have either name."""
 MAX_CACHE_ID: Final = 256
 """Characters."""
 MAX_ATTEMPTS: Final = 100

@@ -125,6 +125,8 @@ class Words(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     """The parameters that it stands for."""
     async_task: bool = False
     """Whether the provider can keep a request and be asked for the answer later."""
+    enable_continuation: bool = False
+    """Whether the provider goes on with an answer from its beginning: from a last message that is `partial`."""
     refused: dict[str, str] = {}
     """By word: why it cannot be used, where it could be otherwise."""
 

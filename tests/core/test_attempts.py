@@ -210,7 +210,6 @@ class TestRetries:
         effects = b.finish("first", fault=BUSY)
         assert [order.request_id for order in to_workers(effects) if isinstance(order, Dispatch)] == ["second"]
 
-
     def test_a_deadline_that_the_last_call_reaches_is_the_requests(self) -> None:
         b = bench()
         b.submit("r")

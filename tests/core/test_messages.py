@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from callpool.manager.core import messages
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.pools import PoolCounts
 
 from .build import STEADY
 
@@ -54,8 +55,8 @@ WIRE: dict[str, dict[int, list[msgspec.Struct]]] = {
         2: [messages.Started("r1", 1)],
         3: [messages.Piece("r1", 1, b"{}")],
         4: [messages.Finished("r1", 1, b"{}"), messages.Finished("r1", 2, None, FAULT)],
+        5: [messages.Heartbeat(3, 0.25), messages.Heartbeat(3, 0.25, {"kimi": PoolCounts(7, 2, connect_seconds=0.5)})],
         6: [messages.Continues("r1", 3, b'{"messages":[]}')],
-        5: [messages.Heartbeat(3, 0.25)],
     },
 }
 """Every union of the wire with every message of it, under the tag that peers of this protocol version use."""

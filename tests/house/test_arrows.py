@@ -48,6 +48,7 @@ ARROWS = {
         "callpool.manager.core.options",
         "callpool.manager.core.parameter_rules",
         "callpool.manager.core.parameters",
+        "callpool.manager.core.pools",
         "callpool.manager.core.strict",
         "callpool.manager.errors",
         "callpool.manager.link",

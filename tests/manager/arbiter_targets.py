@@ -7,7 +7,8 @@ import signal
 import socket
 
 from callpool.manager import wire
-from callpool.manager.core.messages import Finished, Ready
+from callpool.manager.core.messages import Finished, Heartbeat, Ready
+from callpool.manager.core.pools import PoolCounts
 
 
 def _say(pipe: socket.socket, *reports: object) -> None:
@@ -54,3 +55,13 @@ def last_words(pipe: socket.socket) -> None:
     """Reports a great many results and dies in the middle of nothing."""
     _say(pipe, Ready(os.getpid()), *(Finished(f"r{number}", 1, b"x" * 100) for number in range(500)))
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def counts_and_ends(pipe: socket.socket) -> None:
+    """Tells twice of its connections, and dies once it is spoken to."""
+    early = PoolCounts(requests=1, opened=1, open=1)
+    late = PoolCounts(requests=5, opened=2, connect_seconds=0.5, connect_seconds_max=0.4, open=2, idle=1, waiting=3)
+    beats = [Heartbeat(0, 0.0, {"a": early}), Heartbeat(0, 0.0, {"a": late, "b": early})]
+    _say(pipe, Ready(os.getpid()), *beats)
+    pipe.recv(1)
+    os._exit(4)

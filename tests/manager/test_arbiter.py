@@ -16,6 +16,7 @@ import pytest
 
 from callpool.manager import arbiter
 from callpool.manager.arbiter import Arbiter, WorkerState
+from callpool.manager.core.messages import Retire
 from tests.manager import arbiter_targets as targets
 
 HANG = 20.0
@@ -190,3 +191,31 @@ def test_a_worker_that_dies_while_descriptors_have_run_out_is_replaced_when_they
         await _until(lambda: events.count("up") == 2)
 
     _run(targets.good, test)
+
+
+def test_what_connections_had_come_to_outlives_their_worker() -> None:
+    async def test(subject: Arbiter, events: Events) -> None:
+        assert subject.describe_pools() == {}
+        await _until(lambda: len(subject.describe_pools()) == 2)
+        alive = subject.describe_pools()["a"]
+        assert (alive["requests"], alive["opened"], alive["open"], alive["idle"], alive["waiting"]) == (5, 2, 2, 1, 3)
+        assert (alive["connect_seconds_mean"], alive["connect_seconds_max"]) == (0.25, 0.4)
+        assert [(row["id"], row["requests"], row["open"]) for row in alive["workers"]] == [(0, 5, 2)]
+
+        subject.send(0, Retire())  # it dies of it
+        await _until(lambda: events.count("down") == 1)
+        dead = subject.describe_pools()
+        assert dead["a"] == alive | {"open": 0, "idle": 0, "waiting": 0, "workers": []}
+        assert (dead["b"]["requests"], dead["b"]["open"]) == (1, 0)
+
+        await _until(lambda: subject.describe_pools()["a"]["workers"])  # its replacement
+        both = subject.describe_pools()["a"]
+        assert (both["requests"], both["opened"], both["open"], both["connect_seconds"]) == (10, 4, 2, 1.0)
+        assert (both["connect_seconds_max"], both["workers"][0]["requests"]) == (0.4, 5)
+
+        subject.send(0, Retire())
+        await _until(lambda: events.count("down") == 2)
+        left = subject.describe_pools()["a"]
+        assert left["requests"] - sum(row["requests"] for row in left["workers"]) == 10
+
+    _run(targets.counts_and_ends, test)

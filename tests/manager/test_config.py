@@ -182,6 +182,31 @@ def test_names_of_key_files_become_absolute(tmp_path: Path, monkeypatch: pytest.
         ('[providers.x]\nkind = "local"\napi_key_env = "A"', '3: providers.x.api_key_env: has no meaning for kind "local"'),
         ('[providers.x]\nkind = "scripted"\nbase_url = "https://x"', "3: providers.x.base_url: has no meaning for kind"),
         ('[providers.x]\nkind = "scripted"\nmodels.m.delay = -1', "3: providers.x.models.m.delay: must be 0 or more"),
+        ('[providers.x]\nkind = "kimi"\nconnections = 0', "3: providers.x.connections: must be from 1 to 100000"),
+        ('[providers.x]\nkind = "kimi"\nkeep_alive = 0.9', "3: providers.x.keep_alive: must be at least 1 and at most 86400"),
+        ('[providers.x]\nkind = "kimi"\nwarm_connections = -1', "3: providers.x.warm_connections: must be from 0 to 1000"),
+        ('[providers.x]\nkind = "local"\nconnections = 2', '3: providers.x.connections: has no meaning for kind "local"'),
+        ('[providers.x]\nkind = "local"\nkeep_alive = 2', '3: providers.x.keep_alive: has no meaning for kind "local"'),
+        (
+            '[providers.x]\nkind = "scripted"\nwarm_connections = 2',
+            '3: providers.x.warm_connections: has no meaning for kind "scripted"',
+        ),
+        (
+            '[providers.x]\nkind = "kimi"\nconcurrency = 9\nconnections = 4\nwarm_connections = 5',
+            "5: providers.x.warm_connections: must be at most 4, which is connections",
+        ),
+        (
+            '[providers.x]\nkind = "kimi"\nconcurrency = 4\nwarm_connections = 5',
+            "4: providers.x.warm_connections: must be at most 4, which is concurrency",
+        ),
+        (
+            '[supervisor]\nmax_concurrent_sessions = 4\n[providers.x]\nkind = "kimi"\nwarm_connections = 5',
+            "5: providers.x.warm_connections: must be at most 4, which is max_concurrent_sessions",
+        ),
+        (
+            '[providers.x]\nkind = "kimi"\nwarm_connections = 201',
+            "3: providers.x.warm_connections: must be at most 200, which is max_concurrent_sessions",
+        ),
         ('[providers.x]\nkind = "local"\nconcurrency = 65', '3: providers.x.concurrency: must be at most 64 for kind "local"'),
         ('[providers.x]\nkind = "scripted"\nmodels.m.chunks = -1', "models.m.chunks: must be from 0 to 100000"),
         ('[providers.x]\nkind = "scripted"\nmodels.m.reply = 1', "models.m.reply: text is wanted"),
@@ -520,6 +545,9 @@ def test_what_is_in_effect_is_told_with_sources_and_never_with_keys() -> None:
             "base_url": "https://api.moonshot.ai/v1",
             "key": {"source": "env:KIMI_API_KEY", "state": "set", "host": "api.moonshot.ai"},
             "concurrency": 50,
+            "connections": 50,
+            "keep_alive": 15.0,
+            "warm_connections": 0,
             "timeout": 60.5,
             "any_model": False,
             "unsupported_parameters": "refuse",
@@ -551,6 +579,13 @@ def test_the_timeouts_in_effect_are_the_models_else_the_providers() -> None:
         "k3": {"timeout": 60.0, "first_token_timeout": 5.0, "idle_timeout": 4.0},
         "slow": {"timeout": 90.0, "first_token_timeout": 50.0},
     }
+
+
+def test_the_connections_in_effect() -> None:
+    given = {"connections": 8, "keep_alive": 30, "warm_connections": 8}
+    described = describe(load({"providers": {"kimi": {"kind": "kimi", **given}, "home": {"kind": "local"}}}, {}))
+    assert described["providers"]["kimi"].items() >= given.items()
+    assert not described["providers"]["home"].keys() & given.keys()
 
 
 @pytest.mark.parametrize("name", ["first_token_timeout", "idle_timeout"])

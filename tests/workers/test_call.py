@@ -84,7 +84,7 @@ def test_the_deadline_ends_the_call() -> None:
 
     with pytest.raises(RequestTimeout) as caught:
         run(act, 0.01)
-    assert caught.value.details == {"seconds": 0.01, "provider": "fake", "model": "m", "which": "total"}
+    assert caught.value.details == {"seconds": 0.01, "provider": "fake", "model": "m", "which": "total", "sent": True}
     assert ended == [True]
 
 

@@ -100,7 +100,7 @@ def test_no_silence_outlasts_the_whole(*, stream: bool) -> None:
     )
     found, seen = asyncio.run(make(call))
     assert type(found) is RequestTimeout
-    assert found.which == "total"
+    assert (found.which, found.sent) == ("total", True)
     assert seen == "client_gone"
 
 

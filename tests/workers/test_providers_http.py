@@ -17,8 +17,8 @@ from callpool.tools.testing.fake_provider import FakeProvider, messages_digest
 from callpool.workers.call import run_call
 from callpool.workers.providers import openai_compatible
 from callpool.workers.providers.base import Call
-from callpool.workers.providers.connections import KEEP_ALIVE, make_socket
 from callpool.workers.providers.openai_compatible import OpenAICompatible
+from callpool.workers.providers.pool import KEEP_ALIVE, make_socket
 from callpool.workers.providers.presets import GLM, LOCAL, OPENAI, Preset
 from callpool.workers.providers.secret import Secret
 from tests.workers.recorder import Recorder

@@ -3,6 +3,7 @@
 A provider object lives in one worker process and serves many calls at once on that worker's event loop. It keeps
 connections, and nothing about any request. Part of the contract that no type can say:
 
+- A call that has to wait for a connection waits before `progress.started()`.
 - `await progress.started()` comes before the first byte leaves for the provider, and nowhere else: after it the call
   counts as made, and a crash leaves it in doubt.
 - Cancelling the task that runs `call` closes the exchange at once (the provider sees the socket close) and leaks nothing.
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from callpool.manager.core.options import NO_OPTIONS, Options
+from callpool.manager.core.pools import PoolCounts
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +56,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     provider: str = ""
     """Who answered, by the name in the configuration; a fallback is another one than the request named. Set by the worker."""
     model: str = ""
+    continuation: dict[str, Any] | None = None
+    """Of an answer that was cut at the length limit, where the request asked for more: `answers` joined, `total_tokens`,
+    `is_complete`, `was_truncated`, and `why` it still is."""
     dropped_parameters: list[str] = []
     """What the request stated and the provider was not sent, because it leaves no choice there."""
     raw: Any = None
@@ -86,3 +91,16 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Close connections. Called once, when no call is active any more."""
+
+
+class Pooled(Provider, Protocol):
+    """A provider as its worker keeps it, with its connections."""
+
+    def warm(self) -> None:
+        """Begin to open connections ahead of the calls, where that was asked for. Called once, in the running loop."""
+
+    def stop_warming(self) -> None:
+        """No more calls come: open no connections ahead any more."""
+
+    def counts(self) -> PoolCounts | None:
+        """What the connections come to; None where none have been made."""

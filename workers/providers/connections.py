@@ -1,28 +1,39 @@
 """HTTP to one provider account: connections kept warm, answers read within bounds, and every break told with its phase.
 
-The only module that knows aiohttp. Importing it takes a fifth of a second, so whoever may do without imports it late.
+Only this module, `pool` and `names` know aiohttp. Importing it takes a fifth of a second, so whoever may do without imports it late.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
-import socket
-from collections.abc import Mapping
+import logging
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import aiohttp
-from yarl import URL
 
+from callpool.manager.settings import KEEP_IDLE
+from callpool.workers.providers.pool import Pool
 from callpool.workers.providers.wording import describe
 
-KEEP_IDLE = 15.0
-"""Seconds that an unused connection is kept. Balancers close theirs after 60 s and more; a request sent into one that
-is just being closed fails, so we let go well before."""
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractResolver
+    from yarl import URL
+
+    from callpool.manager.core.pools import PoolCounts
+
+log = logging.getLogger(__name__)
 
 BIG_BODY = 1 << 20
 """Bytes from which aiohttp wants a body as a file, which it sends in pieces, yielding to other calls in between."""
+
+WARM_TURNS = 3
+"""Looks at the warm connections within the time that an unused one is kept: it is replaced in the last of them, before it lapses."""
+WARM_PAUSE_LIMIT = 60.0
+"""Seconds between two attempts to open connections ahead that fail."""
 
 
 class ConnectionFailed(Exception):
@@ -38,10 +49,37 @@ class ConnectionFailed(Exception):
 class Connections:
     """One pool of connections, made on first use in the running loop. Not usable after `close`."""
 
-    def __init__(self, headers: Mapping[str, str], limit: int) -> None:
+    def __init__(
+        self,
+        headers: Mapping[str, str],
+        limit: int,
+        *,
+        keep_alive: float = KEEP_IDLE,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        """At most `limit` connections at once, each kept unused for `keep_alive` seconds; `resolver` looks up names."""
         self._headers = dict(headers)
         self._limit = limit
+        self._keep_alive = keep_alive
+        self._resolver = resolver
+        self._places = asyncio.Semaphore(limit)
+        self._waiting = 0
+        self._pool: Pool | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._warming: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A connection that is free for one `post`, or can be opened: wait for it here, where nothing has begun yet."""
+        self._waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._places.release()
 
     async def post(self, url: URL, body: bytes) -> Reply:
         """Send one request and wait for the head of its answer. Raises `ConnectionFailed`; no redirect is followed."""
@@ -53,20 +91,57 @@ class Connections:
             failure = _request_failed(error)
         raise failure  # outside of `except`: the library's exception holds the request's headers, and with them the key
 
+    def counts(self) -> PoolCounts | None:
+        """What the pool has done, and has; None before its first use."""
+        return None if self._pool is None else self._pool.counts(self._waiting)
+
+    def warm(self, url: URL, wanted: int) -> None:
+        """Begin to keep so many connections open, used or not. Call it in the running loop, once."""
+        self._warming = asyncio.get_running_loop().create_task(self._keep_warm(url, wanted))
+
+    def stop_warming(self) -> None:
+        """Open none ahead any more. Harmless where that has not begun."""
+        if self._warming is not None:
+            self._warming.cancel()
+
     async def close(self) -> None:
         """Close every connection."""
+        self.stop_warming()
+        if self._warming is not None:
+            await asyncio.wait([self._warming])
         if self._session is not None:
             await self._session.close()
+        if self._pool is not None:
+            await self._pool.names.close()
+
+    async def _keep_warm(self, url: URL, wanted: int) -> None:
+        if self._session is None:
+            self._open()
+        turn = pause = self._keep_alive / WARM_TURNS
+        told = False
+        while self._pool is not None:
+            failure = await self._pool.keep_warm(url, wanted, turn)
+            if failure is not None and not told:
+                told = True
+                log.info("no connection to %s opens ahead of a call (said once): %s", url.host, describe(failure))
+            pause = next_pause(pause, turn, failed=failure is not None)
+            await asyncio.sleep(pause)
 
     def _open(self) -> aiohttp.ClientSession:
+        self._pool = Pool(self._limit, self._keep_alive, self._resolver)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._limit, keepalive_timeout=KEEP_IDLE, socket_factory=make_socket),
+            connector=self._pool,
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),  # calls share nothing but the connection
             trust_env=False,  # no proxy and no .netrc by accident: prompts and keys go where the settings say
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the caller has one for the whole call
         )
         return self._session
+
+
+def next_pause(pause: float, turn: float, *, failed: bool) -> float:
+    """Seconds to the next look at the warm connections: each failure doubles them."""
+    return max(turn, min(WARM_PAUSE_LIMIT, 2 * pause)) if failed else turn
 
 
 class Reply:
@@ -119,33 +194,6 @@ class Reply:
         except ConnectionFailed:
             pass
         return body[:limit]
-
-
-def make_socket(address: tuple[Any, ...]) -> socket.socket:
-    """A socket that notices a dead peer: a long answer may be minutes of silence, in which routers forget connections.
-
-    The probes keep such a connection alive, or end it; the user time-out ends one whose peer takes no more bytes, which
-    otherwise would outlive even its cancelled call while bytes wait to be sent.
-    """
-    family, kind, protocol = address[:3]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEP_ALIVE.items():
-            if hasattr(socket, option):  # names differ between systems
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-KEEP_ALIVE: Mapping[str, int] = {
-    "TCP_KEEPIDLE": 30,  # seconds of silence before the first probe; routers forget after 60 s at the earliest
-    "TCP_KEEPINTVL": 15,  # seconds between probes
-    "TCP_KEEPCNT": 4,  # unanswered probes that end the connection
-    "TCP_USER_TIMEOUT": 90_000,  # milliseconds that sent bytes may wait for their acknowledgement
-}
 
 
 def _request_failed(error: Exception) -> ConnectionFailed:

@@ -19,7 +19,9 @@ from typing import Any
 import msgspec
 from yarl import URL
 
+from callpool.manager.core.pools import PoolCounts
 from callpool.manager.errors import ConfigError, ProviderError, ProviderRejected
+from callpool.manager.settings import KEEP_IDLE
 from callpool.version import __version__
 from callpool.workers.providers import failures
 from callpool.workers.providers.base import Answer, Call, Progress
@@ -74,20 +76,32 @@ class OpenAICompatible:
         *,
         base_url: str,
         limit: int,
+        keep_alive: float = KEEP_IDLE,
+        warm: int = 0,
         bounds: Bounds = DEFAULT_BOUNDS,
     ) -> None:
-        """Allow `limit` connections at once; send no `Authorization` without a key. Raises `ConfigError`."""
+        """Allow `limit` connections at once, each kept unused for `keep_alive` seconds, `warm` of them opened ahead.
+
+        Without a key no `Authorization` is sent. Raises `ConfigError`.
+        """
         self._preset = preset
         self._url = chat_url(base_url, preset.chat_path)
         self._bounds = bounds
-        self._connections = Connections(_headers(preset, key), limit)
+        self._warm = warm
+        self._connections = Connections(_headers(preset, key), limit, keep_alive=keep_alive)
 
     async def call(self, call: Call, progress: Progress) -> Answer:
         """Make one call. Raises `ProviderError` subclasses; a cancelled call closes its connection at once."""
         body = self._body(call)
         joined = Joined(self._preset.usage) if call.stream else None
         last_call = _now() + call.timeout - min(LAST_MOMENT, call.timeout / 10)
-        await progress.started()
+        async with self._connections.place():
+            await progress.started()
+            return await self._exchange(call, body, joined, progress, last_call)
+
+    async def _exchange(
+        self, call: Call, body: bytes, joined: Joined | None, progress: Progress, last_call: float
+    ) -> Answer:
         failure: ProviderError
         try:
             async with await self._connections.post(self._url, body) as reply:
@@ -106,6 +120,19 @@ class OpenAICompatible:
         except RecursionError:  # in decoding, in joining, or in passing on
             failure = failures.broken(call, "its JSON is nested too deeply", joined.text if joined else None)
         raise failure
+
+    def warm(self) -> None:
+        """Begin to open connections ahead of the calls, where that was asked for."""
+        if self._warm > 0:
+            self._connections.warm(self._url, self._warm)
+
+    def stop_warming(self) -> None:
+        """Open none ahead any more."""
+        self._connections.stop_warming()
+
+    def counts(self) -> PoolCounts | None:
+        """What the connections come to."""
+        return self._connections.counts()
 
     async def close(self) -> None:
         """Close every connection."""

@@ -59,6 +59,15 @@ class Scripted:
             await FAULTS[script.error](call)
         return _answer(call, text)
 
+    def warm(self) -> None:
+        """There is nothing to open."""
+
+    def stop_warming(self) -> None:
+        """Nothing was begun."""
+
+    def counts(self) -> None:
+        """There are no connections."""
+
     async def close(self) -> None:
         """Nothing is open."""
 
