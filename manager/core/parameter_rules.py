@@ -197,7 +197,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=
         for entry in self.models:
             if (entry.when is None or entry.when in traits) and entry.matches(model):
                 merged = _refined(merged, entry)
-        return merged
+        return msgspec.structs.replace(merged, names=(), when=None)
 
 
 def _refined(before: Any, after: Any) -> Any:

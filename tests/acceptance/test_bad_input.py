@@ -67,6 +67,21 @@ CASES: dict[str, tuple[dict[str, Any], type[callpool.CallpoolError], str]] = {
         callpool.BadInput,
         "messages",
     ),
+    "temperature too high": ({"temperature": 2.5}, callpool.BadInput, "temperature"),
+    "max_tokens as truth": ({"max_tokens": True}, callpool.BadInput, "max_tokens"),
+    "max_tokens of a million million": ({"max_tokens": 10**12}, callpool.BadInput, "max_tokens"),
+    "a million answers": ({"n": 10**9}, callpool.BadInput, "n"),
+    "stop as a number": ({"stop": 5}, callpool.BadInput, "stop"),
+    "tools as text": ({"tools": "search"}, callpool.BadInput, "tools"),
+    "callpool as parameter": ({"callpool": {"thinking_mode": "low"}}, callpool.BadInput, "callpool"),
+    "an option as parameter": ({"thinking_mode": "low"}, callpool.BadInput, "thinking_mode"),
+    "options as a dict": ({"options": {"thinking_mode": "low"}}, callpool.BadInput, "options"),
+    "a line end in a cache id": ({"options": callpool.Options(cache_id="a\r\nb")}, callpool.BadInput, "cache_id"),
+    "a search that nobody makes": (
+        {"options": callpool.Options(use_websearch=True)},
+        callpool.BadInput,
+        "use_websearch",
+    ),
     "a missing key": ({"provider": "keyless"}, callpool.CredentialMissing, "provider"),
 }
 

@@ -228,6 +228,40 @@ def test_each_problem_is_told_with_file_line_key_and_reason(tmp_path: Path, text
     assert "\n" not in message
 
 
+ELSEWHERE = "an address comes from one place: give platform or base_url, not both"
+DROP = "'drp' is no way to treat them; did you mean \"drop\"?"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("scripted", 'platform = "china"', "platform: has no meaning for kind"),
+        ("kimi", 'platform = "chian"', 'platform: \'chian\' is no platform of kind "kimi"; did you mean "china"?'),
+        (
+            "glm",
+            'platform = "cn"',
+            'platform of kind "glm"; valid are: china, coding, coding-international, international',
+        ),
+        ("kimi", "platform = 1", "platform: text is wanted, this is a whole number"),
+        ("kimi", 'platform = "china"\nbase_url = "https://h"', f"platform: {ELSEWHERE}"),
+        ("openai", "", 'kind "openai" has no address of its own; it may be platform = "openai"'),
+        ("kimi", 'unsupported_parameters = "drp"', f"unsupported_parameters: {DROP}"),
+        ("kimi", "models.m.context = 0", "models.m.context: must be from 1 to 100000000"),
+        ("kimi", "models.m.max_output = true", "models.m.max_output: a whole number is wanted"),
+        ("kimi", "models.m.max_tokens = 1.5", "models.m.max_tokens: a whole number is wanted"),
+        ("kimi", "models.m = {max_tokens = 9, max_output = 8}", "max_tokens: must be at most max_output, which is 8"),
+        ("kimi", "models.m = {max_output = 9, context = 8}", "max_output: must be at most context, which is 8"),
+        ("kimi", "models.m = {max_tokens = 9, context = 8}", "max_tokens: must be at most context, which is 8"),
+    ],
+)
+def test_where_a_provider_is_and_what_its_models_take_is_checked(
+    tmp_path: Path, kind: str, text: str, expected: str
+) -> None:
+    error = refusal(written(tmp_path, f'[providers.x]\nkind = "{kind}"\n{text}'))
+    assert expected in str(error)
+    assert error.details["count"] == 1
+
+
 def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = (
         '[providers.x]\nkind = "kimi"\ntimeout = -1\ntimeuot = 1\n\n[supervisor]\nworkers = 0\n[providers.y]\n'
