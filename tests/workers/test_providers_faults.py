@@ -83,7 +83,7 @@ OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
     "no_finish": ("", BrokenAnswer),
     **dict.fromkeys(("error_object_200", "error_event", "http_500", "http_503"), (ProviderError, ProviderError)),
     **dict.fromkeys(("x_should_retry_false", "html_504", "overload", "redirect_loop"), (ProviderError, ProviderError)),
-    "bad_request": (ProviderRejected, ProviderRejected),
+    **dict.fromkeys(("bad_request", "x_should_retry_true"), (ProviderRejected, ProviderRejected)),
     **dict.fromkeys(("content_filter", "finish_content_filter"), (ContentRefused, ContentRefused)),
     "unauthorized": (CredentialRefused, CredentialRefused),
     "quota": (QuotaExhausted, QuotaExhausted),
@@ -93,6 +93,7 @@ OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
     "stalled_refusal": (RateLimited, RateLimited),
     "arrears": (RateLimited, RateLimited),  # GLM's code, which only GLM's preset knows
     **dict.fromkeys(("usage_top", "usage_choice", "usage_final", "no_end"), ("stop", "stop")),
+    **dict.fromkeys(("finish_no_done", "duplicate_headers"), ("stop", "stop")),
     **dict.fromkeys(("length", "reasoning_only_length"), ("length", "length")),
     "finish_sensitive": ("sensitive", "sensitive"),
     "finish_network_error": ("network_error", "network_error"),  # a failure only for those who use this word
@@ -253,7 +254,11 @@ def test_limits_are_told_apart(fault: str, openai: str, kimi: str, glm: str) -> 
 def test_a_service_that_forbids_another_try_is_believed() -> None:
     async def main() -> None:
         async with fake_and_provider() as (_, provider):
-            for fault, retryable in (("http_500", True), ("x_should_retry_false", False)):
+            for fault, retryable in (
+                ("http_500", True),
+                ("x_should_retry_false", False),
+                ("x_should_retry_true", False),
+            ):
                 found = await outcome_of(provider, make_call(fault=fault), Recorder())
                 assert isinstance(found, ProviderError)
                 assert found.retryable is retryable
@@ -292,6 +297,9 @@ def test_reasoning_that_reached_the_limit_is_an_answer() -> None:
         ("retry_after_huge", 3600.0),
         ("retry_after_exponent", 3600.0),
         ("retry_after_past_date", 0.0),
+        ("retry_after_minutes", 300.0),
+        ("retry_after_twice", 2.0),
+        ("retry_after_ms", 1.5),
         # A header that says nothing leaves the word to the message: "please try again in 1s".
         ("retry_after_nonsense", 1.0),
         ("retry_after_negative", 1.0),
