@@ -28,7 +28,7 @@ from __future__ import annotations
 from callpool.tools.testing.fake_command import main
 from callpool.tools.testing.fake_faults import FAULTS, Fault
 from callpool.tools.testing.fake_process import FakeProviderProcess
-from callpool.tools.testing.fake_records import CallRecord, messages_digest, peak_active, read_log
+from callpool.tools.testing.fake_records import CallRecord, Totals, messages_digest, peak_active, read_log
 from callpool.tools.testing.fake_server import FakeProvider
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "FakeProvider",
     "FakeProviderProcess",
     "Fault",
+    "Totals",
     "messages_digest",
     "peak_active",
     "read_log",

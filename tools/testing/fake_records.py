@@ -267,7 +267,7 @@ class LogReader:
 
     @property
     def totals(self) -> Totals:
-        """The counts as of the last `read`."""
+        """The counts, as of the last `read`."""
         return self._fold.totals
 
     def read(self) -> list[CallRecord]:
