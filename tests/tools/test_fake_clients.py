@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ import aiohttp
 import pytest
 
 from callpool.tools.testing.fake_provider import FakeProvider, Totals, peak_active
+from callpool.tools.testing.fake_records import LogWriter
 from tests.tools.raw_client import HANG, LOOPS, ask, chat, connect, leave, post, read_all, run, with_limit
 
 
@@ -213,6 +215,24 @@ def test_stop_ends_what_is_open() -> None:
         await fake.stop()
         with pytest.raises(RuntimeError, match="before"):
             await fake.start()
+
+    asyncio.run(with_limit(main()))
+
+
+def test_a_connection_that_cannot_be_written_down_is_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def main() -> None:
+        fake = FakeProvider(log_path=tmp_path / "log")
+        await fake.start()
+
+        def full(*_: Any) -> None:
+            raise OSError("the disk is full")
+
+        monkeypatch.setattr(LogWriter, "append", full)
+        reader, writer = await connect(fake.base_url)
+        assert (await read_all(reader)).raw == b""
+        await leave(writer)
+        with pytest.raises(OSError, match="full"):
+            await fake.stop()
 
     asyncio.run(with_limit(main()))
 

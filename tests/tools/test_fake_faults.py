@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from callpool.tools.testing.fake_provider import FAULTS, FakeProvider
+from tests.house.checkout import ROOT
 from tests.tools.raw_client import LOOPS, Seen, Told, ask, chat, connect, dechunk, leave, with_limit
 
 TEXT = "the quick brown fox"
@@ -410,6 +411,11 @@ def test_every_fault_is_looked_at() -> None:
     looked_at = [*REFUSALS, *RETRY_AFTER, *FINISHES, *USAGE, *ENDLESS, *WIRE, *elsewhere, *of_streams]
     assert sorted(looked_at) == sorted(FAULTS)
     assert all(fault.doc and "\n" not in fault.doc for fault in FAULTS.values())
+
+
+def test_the_docs_name_every_fault() -> None:
+    words = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "fake-provider.md").read_text()))
+    assert {name for name in FAULTS if not {name, name.removeprefix("retry_after_")} & words} == set()
 
 
 def test_a_whole_answer_may_not_be_told_to_be_over() -> None:

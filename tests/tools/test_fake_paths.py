@@ -92,6 +92,8 @@ def test_an_order_may_go_wrong_like_any_call() -> None:
         short = await order(fake, model="fault-short_body", stream=True)
         assert 0 < len(short.body) < int(short.headers("content-length")[0])
         assert b"task_status" in (await order(fake, model="fault-duplicate_headers")).body
+        redirect = await order(fake, model="fault-redirect_loop")
+        assert redirect.headers("location") == [f"{GLM}/async/chat/completions"]
         huge = await order(fake, fake={"fault": "sse_huge_line", "size": 1 << 20})
         assert len(huge.json()["choices"][0]["message"]["content"]) == 1 << 20
         assert (await order(fake, fake={"fault": "empty_choices"})).json()["choices"] == []

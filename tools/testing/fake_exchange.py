@@ -56,6 +56,11 @@ class Exchange:
         self._release = release
         self._document = document
 
+    @property
+    def path(self) -> str:
+        """Path of the request."""
+        return self._record.path
+
     # What there is to say.
 
     def honest(self) -> Answer:

@@ -68,7 +68,7 @@ async def duplicate_headers(exchange: Exchange) -> None:
 
 async def redirect_loop(exchange: Exchange) -> None:
     """307 keeps method and body, so each step of a client that follows is a call in the log."""
-    await exchange.answer(307, b"", headers=[("Location", f"{exchange.dialect.root}/chat/completions")])
+    await exchange.answer(307, b"", headers=[("Location", exchange.path)])
 
 
 async def error_object_200(exchange: Exchange) -> None:

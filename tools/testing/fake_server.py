@@ -172,7 +172,12 @@ class FakeProvider:
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(next(self._connection_numbers), reader, writer, self._service.respond)
-        self._history.connect(connection.number)
+        try:
+            self._history.connect(connection.number)
+        except OSError as error:  # the log; asyncio would report it and leave the client without an answer
+            self._defects.append(error)
+            connection.abort()
+            return
         task = asyncio.get_running_loop().create_task(connection.serve())
         self._connections[task] = connection
         task.add_done_callback(self._disconnected)
