@@ -196,6 +196,8 @@ def test_a_piece_without_a_limit_is_the_rest_of_the_echo() -> None:
         begun = {"content": "echo: gr", "name": "kimi"}
         assert (await told(fake, dialect="kimi", messages=messages_with(begun))).content == "eet"
         assert (await told(fake, dialect="kimi", messages=messages_with({"content": "echo: greet"}))).content == ""
+        asked = [{"role": "user", "content": "x", "partial": True}]
+        assert (await told(fake, dialect="kimi", messages=asked)).content == "echo: x", "a question begins no answer"
         not_begun = [*messages_with(None), {"role": "assistant", "content": "something else", "partial": False}]
         assert (await told(fake, dialect="kimi", messages=not_begun)).content == "echo: greet"
 

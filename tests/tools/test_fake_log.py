@@ -302,7 +302,7 @@ def test_help_and_lists() -> None:
         (["--delay=-1"], "delay"),
         (["--rpm=-1"], "rpm"),
         (["--api-key-env=NONE_SUCH"], "NONE_SUCH"),
-        (["--tool-calls={"], "tool-calls"),
+        (["--tool-calls={"], "--tool-calls: Input data was truncated"),
         (["--tool-calls={}"], "tool_calls"),
         (["--fault=silense"], "the nearest is 'silence'"),
     ):
