@@ -289,6 +289,27 @@ def test_reasoning_that_reached_the_limit_is_an_answer() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("dialect", ["openai", "kimi", "glm"])
+def test_thoughts_and_tool_calls_arrive_whole(dialect: str) -> None:
+    asked = [{"name": "weather", "arguments": {"city": "Ulm", "days": 3}}, {"name": "clock", "arguments": "{}"}]
+
+    async def main() -> None:
+        async with fake_and_provider(dialect) as (_, provider):
+            for stream in (False, True):
+                call = make_call(stream=stream, tool_calls=asked, reasoning="first, let us consider", chunks=3)
+                answer = await run_call(provider, call, Recorder())
+                assert (answer.content, answer.finish_reason) == ("", "tool_calls")
+                assert answer.reasoning_content == "first, let us consider"
+                assert answer.tool_calls is not None
+                said = [
+                    (one["type"], one["function"]["name"], one["function"]["arguments"]) for one in answer.tool_calls
+                ]
+                assert said == [("function", "weather", '{"city":"Ulm","days":3}'), ("function", "clock", "{}")]
+                assert answer.usage["completion_tokens"] == 6 + 2 + 6 + 2 + 1
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("fault", "seconds"),
     [

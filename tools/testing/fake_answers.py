@@ -116,7 +116,7 @@ def outcome(answer: Answer) -> dict[str, Any]:
 
 
 def _opening(answer: Answer, index: int) -> dict[str, Any]:
-    return {"index": index, "id": f"{answer.id}-call-{index}", "type": answer.tool_calls[index].kind}
+    return {"id": f"{answer.id}-call-{index}", "type": answer.tool_calls[index].kind}
 
 
 def event(payload: Any) -> bytes:
@@ -167,7 +167,7 @@ def events(answer: Answer) -> Events:
 
 def _call_deltas(answer: Answer) -> Iterator[dict[str, Any]]:
     for index, call in enumerate(answer.tool_calls):
-        opening = _opening(answer, index)
+        opening = {"index": index, **_opening(answer, index)}
         if not answer.fragments:
             yield {**opening, "function": {"name": call.name, "arguments": call.arguments}}
             continue
