@@ -60,6 +60,11 @@ class Told:
     """Events that are no JSON."""
     pieces: int = 0
     """Events with content."""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    """Those of a stream put together by their index."""
+    fragments: int = 0
+    """Events with arguments of a tool call."""
+    web_search: Any = None
     done: bool = False
 
 
@@ -133,11 +138,13 @@ def told_plain(body: dict[str, Any]) -> Told:
     [choice] = body["choices"]
     assert choice["message"]["role"] == "assistant"
     return Told(
-        content=choice["message"]["content"],
+        content=choice["message"]["content"] or "",
         reasoning=choice["message"].get("reasoning_content", ""),
         finish_reason=choice["finish_reason"],
         usage=body["usage"],
         usage_places=["top"],
+        tool_calls=choice["message"].get("tool_calls", []),
+        web_search=body.get("web_search"),
     )
 
 
@@ -178,6 +185,9 @@ def follow(told: Told, chunk: dict[str, Any], *, first: bool) -> None:
         if delta.get("content"):
             told.content += delta["content"]
             told.pieces += 1
+        for call in delta.get("tool_calls", []):
+            assert not delta.get("content"), "text beside a tool call"
+            follow_call(told, call)
         told.finish_reason = choice["finish_reason"]
         if "usage" in choice:
             told.usage = choice["usage"]
@@ -185,6 +195,22 @@ def follow(told: Told, chunk: dict[str, Any], *, first: bool) -> None:
     if chunk.get("usage"):
         told.usage = chunk["usage"]
         told.usage_places.append("top" if chunk["choices"] else "final")
+    told.web_search = chunk.get("web_search", told.web_search)
+
+
+def follow_call(told: Told, call: dict[str, Any]) -> None:
+    """Take one piece of a tool call in: the first one names it, the others have arguments only."""
+    fragment = call["function"]["arguments"]
+    told.fragments += bool(fragment)
+    if call["index"] == len(told.tool_calls):
+        assert call["id"]
+        assert call["function"]["name"]
+        told.tool_calls.append(call)
+        return
+    assert set(call) == {"index", "function"}
+    assert set(call["function"]) == {"arguments"}
+    assert call["index"] == len(told.tool_calls) - 1, "one call after another"
+    told.tool_calls[call["index"]]["function"]["arguments"] += fragment
 
 
 async def connect(base_url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 
-from callpool.tools.testing.fake_provider import FakeProvider, peak_active
+from callpool.tools.testing.fake_provider import FakeProvider, Totals, peak_active
+from callpool.tools.testing.fake_records import LogWriter
 from tests.tools.raw_client import HANG, LOOPS, ask, chat, connect, leave, post, read_all, run, with_limit
 
 
@@ -26,6 +28,11 @@ def test_connections_are_kept_and_the_reuse_is_visible() -> None:
             await post(session, fake)
         await ask(fake.base_url, chat())
         assert [call.connection for call in fake.calls] == [1, 1, 1, 1, 2]
+        assert fake.totals == Totals(connections=2, calls=5), "what is not there is no call"
+        _, idle = await connect(fake.base_url)
+        await leave(idle)
+        while fake.totals.connections < 3:
+            await asyncio.sleep(0)
 
     run(main)
 
@@ -127,6 +134,36 @@ def test_much_data_for_one_client_does_not_keep_the_others_waiting() -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
+def test_connections_are_refused_for_a_while(loop: str) -> None:
+    async def main() -> None:
+        async with FakeProvider() as fake:
+            url = fake.base_url
+            kept = await connect(url)
+            for _ in range(2):
+                for _ in range(2):
+                    await fake.refuse()
+                    with pytest.raises(ConnectionRefusedError):
+                        await connect(url)
+                for _ in range(2):
+                    await fake.accept()
+                    assert (await ask(url, chat())).status == 200
+            await fake.refuse()
+            kept[1].write(chat())
+            assert (await read_all(kept[0])).status == 200, "an open connection goes on"
+            await leave(kept[1])
+            assert [call.connection for call in fake.calls] == [2, 3, 4, 5, 1]
+        with pytest.raises(RuntimeError, match="not running"):
+            await fake.accept()
+        other = FakeProvider()
+        for verb in (other.refuse, other.accept):
+            with pytest.raises(RuntimeError, match="not"):
+                await verb()
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(with_limit(main()))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("turns", range(-5, 8))
 def test_stop_while_a_client_is_being_accepted(turns: int, loop: str) -> None:
     """`turns` of the loop lie between the client's connecting and `stop`, or between `stop` and its connecting."""
@@ -178,6 +215,24 @@ def test_stop_ends_what_is_open() -> None:
         await fake.stop()
         with pytest.raises(RuntimeError, match="before"):
             await fake.start()
+
+    asyncio.run(with_limit(main()))
+
+
+def test_a_connection_that_cannot_be_written_down_is_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def main() -> None:
+        fake = FakeProvider(log_path=tmp_path / "log")
+        await fake.start()
+
+        def full(*_: Any) -> None:
+            raise OSError("the disk is full")
+
+        monkeypatch.setattr(LogWriter, "append", full)
+        reader, writer = await connect(fake.base_url)
+        assert (await read_all(reader)).raw == b""
+        await leave(writer)
+        with pytest.raises(OSError, match="full"):
+            await fake.stop()
 
     asyncio.run(with_limit(main()))
 

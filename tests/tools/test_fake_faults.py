@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from callpool.tools.testing.fake_provider import FAULTS, FakeProvider
+from tests.house.checkout import ROOT
 from tests.tools.raw_client import LOOPS, Seen, Told, ask, chat, connect, dechunk, leave, with_limit
 
 TEXT = "the quick brown fox"
@@ -34,6 +35,7 @@ REFUSALS: dict[str, tuple[Any, Any, Any]] = {
     "http_500": ((500, "server_error"), (500, "server_error"), (500, "1230")),
     "http_503": ((503, "server_error"), (503, "server_unavailable"), (503, "1234")),
     "x_should_retry_false": ((500, "server_error"), (500, "server_error"), (500, "1230")),
+    "x_should_retry_true": ((400, "invalid_value"), (400, "invalid_request_error"), (400, "1210")),
     "limit_concurrency": ((429, "concurrent"), (429, "concurrency"), (429, "1302")),
     "limit_rpm": ((429, "RPM"), (429, "RPM"), (429, "1303")),
     "limit_tpm": ((429, "TPM"), (429, "TPM"), (429, "1302")),
@@ -49,6 +51,7 @@ RETRY_AFTER: dict[str, str | None] = {
     "retry_after_negative": "-1",
     "retry_after_inf": "inf",
     "retry_after_nan": "nan",
+    "retry_after_minutes": "300",
     "retry_after_date": None,
     "retry_after_past_date": None,
 }
@@ -123,7 +126,8 @@ def test_a_refusal_is_worded_in_the_dialect(fault: str, dialect: str, *, stream:
     error = seen.json()["error"]
     assert seen.status == status
     assert word in {error.get("type"), error.get("code"), *re.findall(r"\w+", error["message"])}
-    assert seen.headers("x-should-retry") == (["false"] if fault == "x_should_retry_false" else [])
+    said = {"x_should_retry_false": ["false"], "x_should_retry_true": ["true"]}
+    assert seen.headers("x-should-retry") == said.get(fault, [])
 
 
 @FORMS
@@ -138,6 +142,27 @@ def test_retry_after(fault: str, *, stream: bool) -> None:
     else:
         ahead = parsedate_to_datetime(value).timestamp() - time.time()
         assert ahead < -80_000 if fault == "retry_after_past_date" else -HOUR < ahead < HOUR
+
+
+@FORMS
+def test_other_forms_of_retry_after(*, stream: bool) -> None:
+    twice = see("retry_after_twice", stream=stream)
+    assert (twice.status, twice.headers("retry-after")) == (429, ["2", "60"])
+    fine = see("retry_after_ms", stream=stream)
+    assert (fine.status, fine.headers("retry-after"), fine.headers("retry-after-ms")) == (429, [], ["1500"])
+
+
+@FORMS
+def test_headers_that_come_twice(*, stream: bool) -> None:
+    seen = see("duplicate_headers", stream=stream)
+    assert seen.status == 200
+    kind = "text/event-stream; charset=utf-8" if stream else "application/json"
+    assert seen.headers("content-type") == [kind, "text/html; charset=utf-8"]
+    assert [len(seen.headers(name)) for name in ("x-request-id", "retry-after", "content-length")] == [2, 2, 1]
+    if stream:
+        assert seen.text().endswith(b"data: [DONE]\n\n")
+    else:
+        assert json.loads(seen.text())["choices"][0]["message"]["content"] == REPLY
 
 
 @FORMS
@@ -185,6 +210,7 @@ def test_finish_reasons(fault: str, *, stream: bool) -> None:
         assert (told.content, bool(told.reasoning)) == ("", True)
     elif fault == "length":
         assert told.content == REPLY[: len(REPLY) // 2]
+        assert told.usage is None or told.usage["completion_tokens"] == 3, "what was told, not what there was to tell"
     else:
         assert told.content == REPLY
 
@@ -221,6 +247,9 @@ def test_faults_of_streams() -> None:
     open_end = see("no_done", stream=True).told(stream=True)
     assert (open_end.content, open_end.finish_reason, open_end.done) == (REPLY, None, False)
 
+    complete = see("finish_no_done", stream=True).told(stream=True)
+    assert (complete.content, complete.finish_reason, complete.done) == (REPLY, "stop", False)
+
     unfinished = see("no_finish", stream=True).told(stream=True)
     assert (unfinished.content, unfinished.finish_reason, unfinished.done) == (REPLY, None, True)
 
@@ -229,9 +258,9 @@ def test_faults_of_streams_for_a_plain_call() -> None:
     with pytest.raises(json.JSONDecodeError):
         see("bad_json_event", stream=False).json()
     assert see("error_event", stream=False, dialect="glm").json()["error"]["code"] == "1305"
-    for fault in ("no_done", "no_finish"):
+    for fault, finish_reason in (("no_done", None), ("no_finish", None), ("finish_no_done", "stop")):
         told = see(fault, stream=False).told(stream=False)
-        assert (told.content, told.finish_reason) == (REPLY, None)
+        assert (told.content, told.finish_reason) == (REPLY, finish_reason)
 
 
 # The wire.
@@ -377,10 +406,16 @@ def test_what_never_ends_goes_on_until_the_client_leaves(fault: str, loop: str, 
 
 def test_every_fault_is_looked_at() -> None:
     elsewhere = {"html_200", "html_504", "error_object_200", "bad_json", "redirect_loop", "empty_choices"}
-    of_streams = {"bad_json_event", "error_event", "no_done", "no_finish", "no_end"}
+    elsewhere |= {"retry_after_twice", "retry_after_ms", "duplicate_headers"}
+    of_streams = {"bad_json_event", "error_event", "no_done", "finish_no_done", "no_finish", "no_end"}
     looked_at = [*REFUSALS, *RETRY_AFTER, *FINISHES, *USAGE, *ENDLESS, *WIRE, *elsewhere, *of_streams]
     assert sorted(looked_at) == sorted(FAULTS)
     assert all(fault.doc and "\n" not in fault.doc for fault in FAULTS.values())
+
+
+def test_the_docs_name_every_fault() -> None:
+    words = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "fake-provider.md").read_text()))
+    assert {name for name in FAULTS if not {name, name.removeprefix("retry_after_")} & words} == set()
 
 
 def test_a_whole_answer_may_not_be_told_to_be_over() -> None:

@@ -23,9 +23,11 @@ from callpool.tools.testing.fake_provider import (
     CallRecord,
     FakeProvider,
     FakeProviderProcess,
+    Totals,
     peak_active,
     read_log,
 )
+from callpool.tools.testing.fake_records import LogReader
 from tests.tools.raw_client import HANG, KEY, ask, chat, connect, leave, with_limit
 
 COMMAND = [sys.executable, "-Im", "callpool.tools.testing.fake_provider"]
@@ -40,6 +42,14 @@ def post(base_url: str, key: str = KEY, **body: Any) -> tuple[int, Any]:
         connection.request("POST", f"{address.path}/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, json.load(answer)
+
+
+def get(url: str) -> Any:
+    """The decoded body at an address, with `KEY`."""
+    address = urlsplit(url)
+    with closing(http.client.HTTPConnection(address.netloc, timeout=HANG)) as connection:
+        connection.request("GET", address.path, headers={"Authorization": f"Bearer {KEY}"})
+        return json.load(connection.getresponse())
 
 
 @contextmanager
@@ -103,6 +113,9 @@ def test_the_log_and_the_memory_tell_the_same(tmp_path: Path) -> None:
         await leave(stuck)
         assert read_log(log) == fake.calls
         assert [call.outcome for call in fake.calls[-2:]] == ["fault:garbage", "stopped"]
+        reader = LogReader(log)
+        assert len(reader.read()) == 14
+        assert fake.totals == reader.totals == Totals(connections=14, calls=14)
 
     asyncio.run(with_limit(main()))
     assert log.stat().st_mode & 0o777 == 0o600
@@ -197,6 +210,30 @@ def test_options_reach_the_process() -> None:
             fake.wait_for(lambda calls: len(calls) == 3, timeout=0.01)
 
 
+def test_every_option_of_an_answer_reaches_the_process() -> None:
+    calls = [{"name": "f", "arguments": {"a": "ü"}}]
+    options: dict[str, Any] = {
+        "delay": 0,
+        "polls": 0,
+        "task_fails": True,
+        "reasoning": "hm",
+        "tool_calls": calls,
+        "reply": "--text",
+    }
+    with FakeProviderProcess(dialect="glm", tpd=10_000, finish_reason="odd", **options) as fake:
+        message = post(fake.base_url)[1]["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ("--text", "hm")
+        assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a":"ü"}'}
+        assert post(fake.base_url, max_tokens=10_000)[1]["error"]["code"] == "1304"
+        made = post(f"{fake.base_url}/async", key=KEY)[1]
+        assert get(f"{fake.base_url}/async-result/{made['id']}")["task_status"] == "FAIL"
+        assert fake.totals == Totals(connections=4, calls=4)
+    assert fake.totals == Totals(connections=4, calls=4), "the log is gone, its figures are not"
+    with FakeProviderProcess(piece_tokens=1, fault="huge_header", fault_times=1, size=9, task_fails=False) as fake:
+        assert post(fake.base_url)[1]["choices"][0]["message"]["content"] == "echo"
+        assert [post(fake.base_url)[0], [call.fault for call in fake.log()]] == [200, ["huge_header", None]]
+
+
 def test_a_process_that_cannot_start_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     with FakeProviderProcess() as fake:
         port = int(fake.base_url.rpartition(":")[2].partition("/")[0])
@@ -206,6 +243,9 @@ def test_a_process_that_cannot_start_says_so(capfd: pytest.CaptureFixture[str]) 
     with pytest.raises(RuntimeError, match="ended with 2"):
         FakeProviderProcess(dialect="klingon")
     assert "invalid choice: 'klingon'" in capfd.readouterr().err
+    with pytest.raises(RuntimeError, match="ended with 2"):
+        FakeProviderProcess(fault_time=1)
+    assert "unrecognized arguments: --fault-time=1" in capfd.readouterr().err
 
 
 # The command line.
@@ -258,7 +298,14 @@ def test_help_and_lists() -> None:
     helped = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, timeout=HANG, check=True)
     for option in ("--port", "--dialect", "--delay", "--chunks", "--chunk-delay", "--concurrency", "--rpm", "--tpm"):
         assert option in helped.stdout
-    for wrong, text in ((["--delay=-1"], "delay"), (["--rpm=-1"], "rpm"), (["--api-key-env=NONE_SUCH"], "NONE_SUCH")):
+    for wrong, text in (
+        (["--delay=-1"], "delay"),
+        (["--rpm=-1"], "rpm"),
+        (["--api-key-env=NONE_SUCH"], "NONE_SUCH"),
+        (["--tool-calls={"], "--tool-calls: Input data was truncated"),
+        (["--tool-calls={}"], "tool_calls"),
+        (["--fault=silense"], "the nearest is 'silence'"),
+    ):
         refused = subprocess.run([*COMMAND, *wrong], capture_output=True, text=True, timeout=HANG, check=False)
         assert refused.returncode == 2
         assert text in refused.stderr

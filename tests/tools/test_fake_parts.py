@@ -99,6 +99,16 @@ def test_tpm_charges_in_advance_and_slides() -> None:
     assert limits.admit("k", 101, 500.0) == Refused("tpm", 100, 0, 1)
 
 
+def test_tpd_is_a_window_of_a_day_beside_that_of_the_minute() -> None:
+    limits = Limits(tpm=60, tpd=100)
+    assert limits.admit("k", 60, 0.0) is None
+    assert limits.admit("k", 1, 10.0) == Refused("tpm", 60, 60, 50)
+    assert limits.admit("k", 40, 60.0) is None
+    assert limits.admit("k", 1, 3_600.0) == Refused("tpd", 100, 100, 86_400 - 3_600)
+    assert limits.admit("k", 1, 7_200.0) == Refused("tpd", 100, 100, 86_400 - 7_200), "a refused request is not charged"
+    assert limits.admit("k", 60, 86_400.0) is None
+
+
 def test_a_limit_of_nothing_refuses_all() -> None:
     assert Limits(concurrency=0).admit("k", 1, 0.0) == Refused("concurrency", 0, 0, 1)
     assert Limits(rpm=0).admit("k", 1, 7.0) == Refused("rpm", 0, 0, 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import aiohttp
 import pytest
 
 import callpool.tools.testing
+from callpool.tools.testing import fake_faults
 from callpool.tools.testing.fake_provider import FakeProvider, messages_digest, peak_active
+from callpool.tools.testing.fake_requests import Options
 from tests.house.imports import imports_of, parse
 from tests.tools.raw_client import KEY, ask, chat, connect, leave, post, read_all, request, run
 
@@ -152,7 +155,21 @@ def test_an_unknown_fault_is_refused_with_the_nearest_name(model: str) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("option", [{"dialect": "klingon"}, {"delay": float("nan")}, {"chunks": 0}, {"rpm": -1}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"dialect": "klingon"},
+        {"delay": float("nan")},
+        {"chunks": 0},
+        {"rpm": -1},
+        {"tpd": -1},
+        {"piece_tokens": 0},
+        {"fault_times": 0},
+        {"polls": -1},
+        {"tool_calls": [{"name": ""}]},
+        {"dealy": 1},
+    ],
+)
 def test_bad_options_are_refused_at_once(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(option))):
         FakeProvider(**option)
@@ -167,6 +184,43 @@ def test_a_storm_passes_after_the_calls_that_its_name_counts() -> None:
             assert (await post(session, fake, model="fault-http_500-1", fake={"fault": "overload"}))[0] == 200
 
     run(main)
+
+
+def test_a_storm_of_its_own_for_each_text() -> None:
+    async def main(fake: FakeProvider) -> None:
+        async def statuses(text: str, **body: Any) -> list[int]:
+            messages = [{"role": "user", "content": text}]
+            return [(await post(session, fake, messages=messages, **body))[0] for _ in range(3)]
+
+        async with aiohttp.ClientSession() as session:
+            assert await statuses("one") == [500, 500, 200]
+            assert await statuses("two") == [500, 500, 200]
+            assert await statuses("two", model="m2") == [200, 200, 200], "whatever the model"
+            assert await statuses("two", fake={"fault": "overload", "fault_times": 1}) == [503, 200, 200]
+            assert await statuses("three", fake={"fault": None}) == [200, 200, 200]
+            assert await statuses("three", model="fault-http_503") == [503, 503, 200]
+            assert await statuses("three", model="fault-http_503-1") == [503, 200, 200], "the name's own count is first"
+        assert [call.fault for call in fake.calls[:3]] == ["http_500", "http_500", None]
+
+    run(main, fault="http_500", fault_times=2)
+
+
+def test_a_fault_of_all_requests() -> None:
+    async def main(fake: FakeProvider) -> None:
+        async with aiohttp.ClientSession() as session:
+            assert [(await post(session, fake))[0] for _ in range(3)] == [429] * 3
+
+    run(main, fault="limit_rpm")
+    with pytest.raises(ValueError, match="the nearest is 'limit_rpm'"):
+        FakeProvider(fault="limit_rpn")
+
+
+def test_counted_texts_are_forgotten_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_faults, "TEXTS_KEPT", 2)
+    plan = fake_faults.FaultPlan()
+    options = Options(fault="http_500", fault_times=1)
+    found = [plan.next("m", options, text) is not None for text in "abbcba"]
+    assert found == [True, True, False, True, False, True]
 
 
 # Limits.
@@ -201,6 +255,9 @@ def test_a_fault_gives_its_place_back(ending: str) -> None:
 
 
 REFUSED = {
+    ("openai", "tpd"): ("rate_limit_exceeded", "tokens per day (TPD): Limit 330, Used 318"),
+    ("kimi", "tpd"): ("rate_limit_reached_error", "TPD rate limit, current: 318, limit: 330"),
+    ("glm", "tpd"): ("1304", "daily"),
     ("openai", "rpm"): ("rate_limit_exceeded", "requests per min (RPM): Limit 3, Used 3"),
     ("kimi", "rpm"): ("rate_limit_reached_error", "organization max RPM: 3, please try again after "),
     ("glm", "rpm"): ("1303", "too frequent"),
@@ -231,7 +288,7 @@ def test_limits_refuse_in_the_dialect(dialect: str, limit: str) -> None:
         assert [call.outcome for call in fake.calls[3:]] == ["rejected"] * 17
 
     # Each call charges 4 for the message, 2 for its text, 100 in advance for the answer.
-    run(main, dialect=dialect, **{limit: 330 if limit == "tpm" else 3})
+    run(main, dialect=dialect, **{limit: 330 if limit in ("tpm", "tpd") else 3})
 
 
 # The witness.
@@ -266,11 +323,40 @@ def test_a_record_tells_what_was_asked() -> None:
         [call] = fake.calls
         assert (call.number, call.model, call.stream, call.status) == (1, "kimi-k3", True, 200)
         assert call.last_message == "x" * 200
+        assert call.path == "/v1/chat/completions"
         assert call.digest == messages_digest([messages[0], {"role": "user", "content": "x" * 1000}])
         assert call.digest != messages_digest(messages[1:])
         assert call.first_byte is not None
         assert call.ended is not None
         assert call.arrived <= call.first_byte <= call.ended
+
+    run(main)
+
+
+def test_a_record_tells_the_parameters_and_the_size_and_no_texts() -> None:
+    async def main(fake: FakeProvider) -> None:
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        schema = {"type": "json_schema", "json_schema": {"description": "x" * 5_000}}
+        body: dict[str, Any] = {
+            "temperature": 0.5,
+            "tools": tools,
+            "response_format": schema,
+            "user": None,
+            "fake": {"reply": "r"},
+        }
+        sent = chat(text="secret", stream=True, **body)
+        wrong = chat(text="secret", n="many", max_tokens=7)
+        await ask(fake.base_url, sent)
+        await ask(fake.base_url, wrong)
+        right, refused = fake.calls
+        large = right.parameters.pop("response_format")
+        assert right.parameters == {"temperature": 0.5, "tools": tools, "user": None}
+        assert (large["bytes"], large["digest"]) == (
+            len(json.dumps(schema, separators=(",", ":"))),
+            messages_digest(schema),
+        )
+        assert refused.parameters == {"n": "many", "max_tokens": 7}, "what is wrong is what one wants to see"
+        assert [call.size for call in fake.calls] == [len(sent), len(wrong)]
 
     run(main)
 

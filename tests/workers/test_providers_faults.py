@@ -83,7 +83,7 @@ OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
     "no_finish": ("", BrokenAnswer),
     **dict.fromkeys(("error_object_200", "error_event", "http_500", "http_503"), (ProviderError, ProviderError)),
     **dict.fromkeys(("x_should_retry_false", "html_504", "overload", "redirect_loop"), (ProviderError, ProviderError)),
-    "bad_request": (ProviderRejected, ProviderRejected),
+    **dict.fromkeys(("bad_request", "x_should_retry_true"), (ProviderRejected, ProviderRejected)),
     **dict.fromkeys(("content_filter", "finish_content_filter"), (ContentRefused, ContentRefused)),
     "unauthorized": (CredentialRefused, CredentialRefused),
     "quota": (QuotaExhausted, QuotaExhausted),
@@ -93,6 +93,7 @@ OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
     "stalled_refusal": (RateLimited, RateLimited),
     "arrears": (RateLimited, RateLimited),  # GLM's code, which only GLM's preset knows
     **dict.fromkeys(("usage_top", "usage_choice", "usage_final", "no_end"), ("stop", "stop")),
+    **dict.fromkeys(("finish_no_done", "duplicate_headers"), ("stop", "stop")),
     **dict.fromkeys(("length", "reasoning_only_length"), ("length", "length")),
     "finish_sensitive": ("sensitive", "sensitive"),
     "finish_network_error": ("network_error", "network_error"),  # a failure only for those who use this word
@@ -253,7 +254,11 @@ def test_limits_are_told_apart(fault: str, openai: str, kimi: str, glm: str) -> 
 def test_a_service_that_forbids_another_try_is_believed() -> None:
     async def main() -> None:
         async with fake_and_provider() as (_, provider):
-            for fault, retryable in (("http_500", True), ("x_should_retry_false", False)):
+            for fault, retryable in (
+                ("http_500", True),
+                ("x_should_retry_false", False),
+                ("x_should_retry_true", False),
+            ):
                 found = await outcome_of(provider, make_call(fault=fault), Recorder())
                 assert isinstance(found, ProviderError)
                 assert found.retryable is retryable
@@ -284,6 +289,27 @@ def test_reasoning_that_reached_the_limit_is_an_answer() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("dialect", ["openai", "kimi", "glm"])
+def test_thoughts_and_tool_calls_arrive_whole(dialect: str) -> None:
+    asked = [{"name": "weather", "arguments": {"city": "Ulm", "days": 3}}, {"name": "clock", "arguments": "{}"}]
+
+    async def main() -> None:
+        async with fake_and_provider(dialect) as (_, provider):
+            for stream in (False, True):
+                call = make_call(stream=stream, tool_calls=asked, reasoning="first, let us consider", chunks=3)
+                answer = await run_call(provider, call, Recorder())
+                assert (answer.content, answer.finish_reason) == ("", "tool_calls")
+                assert answer.reasoning_content == "first, let us consider"
+                assert answer.tool_calls is not None
+                said = [
+                    (one["type"], one["function"]["name"], one["function"]["arguments"]) for one in answer.tool_calls
+                ]
+                assert said == [("function", "weather", '{"city":"Ulm","days":3}'), ("function", "clock", "{}")]
+                assert answer.usage["completion_tokens"] == 6 + 2 + 6 + 2 + 1
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("fault", "seconds"),
     [
@@ -292,6 +318,9 @@ def test_reasoning_that_reached_the_limit_is_an_answer() -> None:
         ("retry_after_huge", 3600.0),
         ("retry_after_exponent", 3600.0),
         ("retry_after_past_date", 0.0),
+        ("retry_after_minutes", 300.0),
+        ("retry_after_twice", 2.0),
+        ("retry_after_ms", 1.5),
         # A header that says nothing leaves the word to the message: "please try again in 1s".
         ("retry_after_nonsense", 1.0),
         ("retry_after_negative", 1.0),

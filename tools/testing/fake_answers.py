@@ -6,8 +6,9 @@ An `Answer` says what is to be told; the functions below put it into bytes. Faul
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +20,14 @@ DEFAULT_MAX_TOKENS = 1_024
 """Tokens charged in advance for the answer where the request states no limit."""
 
 
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One call that the model asks for."""
+
+    kind: Literal["function", "builtin_function"] = "function"
+    name: str
+    arguments: str
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One completion, in no dialect but for its usage."""
 
@@ -26,12 +35,17 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     content: str
     reasoning: str | None = None
+    tool_calls: list[ToolCall] = []
+    fragments: bool = True
+    """Whether a stream tells the arguments of a tool call in `chunks` pieces, or whole."""
+    web_search: list[dict[str, Any]] | None = None
+    """What a search of the provider's own found, beside the choices."""
     finish_reason: str | None = "stop"
     usage: dict[str, Any]
     usage_place: UsagePlace | None
     """None leaves usage out of a stream."""
     chunks: int
-    """Pieces of a streamed content."""
+    """Pieces of a streamed content, and of reasoning."""
 
 
 class Events(msgspec.Struct, frozen=True):
@@ -54,6 +68,11 @@ def text_tokens(text: str) -> int:
     return ceil(len(text.encode()) / 4)
 
 
+def head(text: str, tokens: int) -> str:
+    """The beginning of a text that has at most `tokens` tokens; no character is cut."""
+    return text.encode()[: 4 * tokens].decode(errors="ignore")
+
+
 def message_text(message: dict[str, Any]) -> str:
     """The text of a message: its content, or the text parts of it joined."""
     content = message.get("content")
@@ -64,26 +83,40 @@ def message_text(message: dict[str, Any]) -> str:
 
 def echo(messages: list[dict[str, Any]]) -> str:
     """The default answer: proves that the call's own prompt arrived."""
-    spoken = [message_text(message) for message in messages if message.get("role") == "user"]
-    return f"echo: {spoken[-1] if spoken else ''}"
+    return f"echo: {last_user_text(messages)}"
+
+
+def last_user_text(messages: list[dict[str, Any]]) -> str:
+    """What the user said last; empty where no user speaks."""
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            return message_text(message)
+    return ""
 
 
 def completion(answer: Answer) -> bytes:
     """The whole answer as one `chat.completion` object."""
+    return msgspec.json.encode({"id": answer.id, "object": "chat.completion", **outcome(answer)})
+
+
+def outcome(answer: Answer) -> dict[str, Any]:
+    """The fields that an answer has wherever it is told whole."""
     message: dict[str, Any] = {"role": "assistant", "content": answer.content}
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["content"] = answer.content or None
+        message["tool_calls"] = [
+            {**_opening(answer, index), "function": {"name": call.name, "arguments": call.arguments}}
+            for index, call in enumerate(answer.tool_calls)
+        ]
     choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
-    return msgspec.json.encode(
-        {
-            "id": answer.id,
-            "object": "chat.completion",
-            "created": CREATED,
-            "model": answer.model,
-            "choices": [choice],
-            "usage": answer.usage,
-        }
-    )
+    fields = {"created": CREATED, "model": answer.model, "choices": [choice], "usage": answer.usage}
+    return fields if answer.web_search is None else {**fields, "web_search": answer.web_search}
+
+
+def _opening(answer: Answer, index: int) -> dict[str, Any]:
+    return {"id": f"{answer.id}-call-{index}", "type": answer.tool_calls[index].kind}
 
 
 def event(payload: Any) -> bytes:
@@ -114,19 +147,33 @@ def delta_event(answer: Answer, delta: dict[str, Any]) -> bytes:
 
 
 def events(answer: Answer) -> Events:
-    """The answer as a stream: role, reasoning, content in `chunks` pieces, finish, `[DONE]`."""
+    """The answer as a stream: role, reasoning and content in `chunks` pieces, tool calls, finish, `[DONE]`."""
     deltas = [
         delta_event(answer, {"reasoning_content": text}) for text in pieces(answer.reasoning or "", answer.chunks)
     ]
     deltas += [delta_event(answer, {"content": text}) for text in pieces(answer.content, answer.chunks)]
+    deltas += [delta_event(answer, {"tool_calls": [told]}) for told in _call_deltas(answer)]
     choice: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": answer.finish_reason}
     if answer.usage_place == "choice":
         choice["usage"] = answer.usage
-    in_finish = {"usage": answer.usage} if answer.usage_place == "top" else {}
+    in_finish: dict[str, Any] = {"usage": answer.usage} if answer.usage_place == "top" else {}
+    if answer.web_search is not None:
+        in_finish["web_search"] = answer.web_search
     finish = [stream_chunk(answer, [choice], **in_finish)]
     if answer.usage_place == "final":
         finish.append(stream_chunk(answer, [], usage=answer.usage))
     return Events(delta_event(answer, {"role": "assistant", "content": ""}), deltas, finish, DONE)
+
+
+def _call_deltas(answer: Answer) -> Iterator[dict[str, Any]]:
+    for index, call in enumerate(answer.tool_calls):
+        opening = {"index": index, **_opening(answer, index)}
+        if not answer.fragments:
+            yield {**opening, "function": {"name": call.name, "arguments": call.arguments}}
+            continue
+        yield {**opening, "function": {"name": call.name, "arguments": ""}}
+        for fragment in pieces(call.arguments, answer.chunks):
+            yield {"index": index, "function": {"arguments": fragment}}
 
 
 def pieces(text: str, count: int) -> list[str]:

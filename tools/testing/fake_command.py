@@ -9,19 +9,25 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from callpool.tools.testing.fake_dialects import DIALECTS
 from callpool.tools.testing.fake_faults import FAULTS
 from callpool.tools.testing.fake_process import Ready
+from callpool.tools.testing.fake_requests import Options
 from callpool.tools.testing.fake_server import FakeProvider
+
+OPTIONS = [field.name for field in msgspec.structs.fields(Options)]
+"""Options of each answer; one that is not given is not passed on, so that the fake's own default counts."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options; their defaults are those of `FakeProvider`."""
     options = argparse.ArgumentParser(
         prog="callpool.tools.testing.fake_provider",
+        allow_abbrev=False,
         description="An LLM provider on loopback that keeps limits and fails on order. Prints one JSON line with base_url "
         "and pid when it is ready. Ends on SIGTERM and SIGINT.",
     )
@@ -29,16 +35,31 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--dialect", choices=list(DIALECTS), default="openai", help="wording and paths (default: openai)"
     )
-    options.add_argument("--delay", type=float, default=0.0, metavar="S", help="seconds before an answer")
-    options.add_argument("--chunks", type=int, default=4, metavar="N", help="pieces of a streamed answer (default: 4)")
-    options.add_argument(
-        "--chunk-delay", type=float, default=0.0, metavar="S", help="seconds before each further piece"
-    )
+    options.add_argument("--delay", type=float, metavar="S", help="seconds before an answer")
+    options.add_argument("--chunks", type=int, metavar="N", help="pieces of a streamed answer (default: 4)")
+    options.add_argument("--chunk-delay", type=float, metavar="S", help="seconds before each further piece")
     options.add_argument("--concurrency", type=int, metavar="N", help="calls at once that a key may have")
     options.add_argument("--rpm", type=int, metavar="N", help="requests per minute that a key may make")
     options.add_argument("--tpm", type=int, metavar="N", help="tokens per minute that a key may charge")
+    options.add_argument("--tpd", type=int, metavar="N", help="tokens per day that a key may charge")
     options.add_argument("--api-key-env", metavar="NAME", help="environment variable that holds the only key to accept")
     options.add_argument("--reply", metavar="TEXT", help="the answer; without it the last user message is echoed")
+    options.add_argument("--reasoning", metavar="TEXT", help="what is thought before each answer")
+    options.add_argument(
+        "--tool-calls",
+        type=_json,
+        metavar="JSON",
+        help='tool calls of each answer: [{"name": "f", "arguments": {}}, …]',
+    )
+    options.add_argument("--finish-reason", metavar="WORD", help="instead of the true one")
+    options.add_argument("--piece-tokens", type=int, metavar="N", help="cut every answer after so many tokens")
+    options.add_argument("--fault", metavar="NAME", help="the fault of every request")
+    options.add_argument(
+        "--fault-times", type=int, metavar="N", help="the fault only at the first N requests with the same user's text"
+    )
+    options.add_argument("--size", type=int, metavar="BYTES", help="size of the faults that are about size")
+    options.add_argument("--polls", type=int, metavar="N", help="looks that find a task at work (default: 2)")
+    options.add_argument("--task-fails", action="store_true", default=None, help="tasks come to nothing")
     options.add_argument("--log", type=Path, metavar="FILE", help="append one JSON line per event to FILE")
     options.add_argument("--lifeline", action="store_true", help="end when standard input is closed")
     options.add_argument("--list-faults", action="store_true", help="list the faults and exit")
@@ -61,17 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         fake = FakeProvider(
             dialect=chosen.dialect,
-            delay=chosen.delay,
-            chunks=chosen.chunks,
-            chunk_delay=chosen.chunk_delay,
             concurrency=chosen.concurrency,
             rpm=chosen.rpm,
             tpm=chosen.tpm,
+            tpd=chosen.tpd,
             api_key=key,
             log_path=chosen.log,
-            reply=chosen.reply,
             port=chosen.port,
             keep_calls=False,
+            **{name: value for name in OPTIONS if (value := getattr(chosen, name)) is not None},
         )
     except ValueError as error:
         options.error(str(error))
@@ -81,6 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:  # the port or the log
             options.error(str(error))
     return 0
+
+
+def _json(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 async def _serve(fake: FakeProvider, *, lifeline: bool) -> None:

@@ -32,6 +32,17 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """A stream has usage only where the request says `stream_options.include_usage`."""
     retry_after: bool
     """Refusals by a limit carry a Retry-After header."""
+    joins: bool = False
+    """A last message of the assistant's with `partial` is the beginning of the answer; elsewhere nobody knows the word."""
+    search: Literal["tool_call", "list"] | None = None
+    """A web search of the provider's own: a tool call that the client gives back, or a list beside the answer."""
+    fragments_on_request: bool = False
+    """A stream tells a tool call's arguments in pieces only where the request says `tool_stream`."""
+    embeddings: bool = False
+    tasks: bool = False
+    """Answers can be ordered, and fetched later."""
+    unique_ids: bool = False
+    """A `request_id` of the client's own can be used once."""
     errors: dict[str, ErrorRow]
 
     def error(
@@ -94,8 +105,10 @@ OPENAI = Dialect(
     usage_place="final",
     usage_on_request=True,
     retry_after=True,
+    embeddings=True,
     errors={
         "bad_request": _openai(400, "invalid_request_error", "invalid_value", "Invalid value for a parameter."),
+        "bad_parameter": _openai(400, "invalid_request_error", "invalid_value", "Invalid value for a parameter."),
         "content_filter": _openai(400, "invalid_request_error", "content_filter", "The content was filtered."),
         "unauthorized": _openai(401, "invalid_request_error", "invalid_api_key", "Incorrect API key provided."),
         "model_gone": _openai(404, "invalid_request_error", "model_not_found", "The model does not exist."),
@@ -121,8 +134,11 @@ KIMI = Dialect(
     usage_place="choice",
     usage_on_request=False,
     retry_after=False,
+    joins=True,
+    search="tool_call",
     errors={
         "bad_request": _kimi(400, "invalid_request_error", "Invalid request: a parameter has a bad value"),
+        "bad_parameter": _kimi(400, "invalid_request_error", "Invalid request: a parameter has a bad value"),
         "content_filter": _kimi(400, "content_filter", "The request was rejected because it was considered high risk"),
         "unauthorized": _kimi(401, "invalid_authentication_error", "Invalid Authentication"),
         "model_gone": _kimi(404, "resource_not_found_error", "Not found the model or Permission denied"),
@@ -160,8 +176,16 @@ GLM = Dialect(
     usage_place="top",
     usage_on_request=False,
     retry_after=False,
+    search="list",
+    fragments_on_request=True,
+    embeddings=True,
+    tasks=True,
+    unique_ids=True,
     errors={
         "bad_request": _glm(400, 1210, "API call parameters are incorrect, please check the documentation."),
+        "bad_parameter": _glm(400, 1214, "A parameter is illegal, please check the documentation."),
+        "used_id": _glm(400, 1231, "This request_id was used before."),
+        "no_such_task": _glm(404, 1222, "The task does not exist."),
         "content_filter": _glm(400, 1301, "The system detected potentially unsafe or sensitive content."),
         "unauthorized": _glm(401, 1000, "Authentication failed"),
         "model_gone": _glm(404, 1211, "The model does not exist, please check the model code."),

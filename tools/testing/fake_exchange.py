@@ -13,11 +13,12 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from callpool.tools.testing import fake_answers, fake_http
+from callpool.tools.testing import fake_answers, fake_http, fake_replies
 from callpool.tools.testing.fake_answers import Answer
 from callpool.tools.testing.fake_dialects import Dialect
 from callpool.tools.testing.fake_history import History
 from callpool.tools.testing.fake_records import CallRecord
+from callpool.tools.testing.fake_replies import Reply
 from callpool.tools.testing.fake_requests import ChatRequest, Options
 
 JSON = "application/json"
@@ -40,41 +41,63 @@ class Exchange:
         history: History,
         writer: asyncio.StreamWriter,
         release: Callable[[], None],
+        document: Callable[[Exchange], bytes] | None = None,
     ) -> None:
+        """`document` makes the right answer where that is no completion: then nothing is streamed."""
         self.chat = chat
         self.options = options
         self.dialect = dialect
         self.keep_alive = True
-        self.stream = bool(chat.stream)
+        self.stream = bool(chat.stream) and document is None
         self.content_type = SSE if self.stream else JSON
         self._record = record
         self._history = history
         self._writer = writer
         self._release = release
+        self._document = document
+
+    @property
+    def path(self) -> str:
+        """Path of the request."""
+        return self._record.path
 
     # What there is to say.
 
     def honest(self) -> Answer:
         """The right answer to this call, in the dialect's way."""
-        reply = self.options.reply if self.options.reply is not None else fake_answers.echo(self.chat.messages)
-        asked = self.chat.stream_options is not None and self.chat.stream_options.include_usage
+        said = fake_replies.reply(self.chat, self.options, self.dialect)
+        return self.put(said, self.options.finish_reason or said.finish_reason)
+
+    def put(self, said: Reply, finish_reason: str) -> Answer:
+        """Something to say, as an answer in the dialect's way; its usage counts what is said."""
+        chat, dialect = self.chat, self.dialect
+        asked = chat.stream_options is not None and chat.stream_options.include_usage
         return Answer(
             id=f"chatcmpl-fake-{self._record.number}",
-            model=self.chat.model,
-            content=reply,
-            finish_reason=self.options.finish_reason or "stop",
-            usage=self.dialect.usage(fake_answers.estimate_tokens(self.chat.messages), fake_answers.text_tokens(reply)),
-            usage_place=self.dialect.usage_place if asked or not self.dialect.usage_on_request else None,
+            model=chat.model,
+            content=said.content,
+            reasoning=said.reasoning,
+            tool_calls=said.tool_calls,
+            fragments=bool(chat.tool_stream) or not dialect.fragments_on_request,
+            web_search=fake_replies.web_search(chat, dialect),
+            finish_reason=finish_reason,
+            usage=dialect.usage(fake_answers.estimate_tokens(chat.messages), said.tokens),
+            usage_place=dialect.usage_place if asked or not dialect.usage_on_request else None,
             chunks=self.options.chunks,
         )
 
     def body(self, answer: Answer | None = None) -> bytes:
         """The whole body of an answer, in the form that the client asked for."""
-        answer = answer or self.honest()
         if not self.stream:
-            return fake_answers.completion(answer)
-        told = fake_answers.events(answer)
+            return self.plain(answer)
+        told = fake_answers.events(answer or self.honest())
         return b"".join([told.role, *told.deltas, *told.finish, told.done])
+
+    def plain(self, answer: Answer | None = None) -> bytes:
+        """The whole body of an answer as JSON. Where that is no completion it is the right one, whatever `answer` is."""
+        if self._document is not None:
+            return self._document(self)
+        return fake_answers.completion(answer or self.honest())
 
     def head(self, status: int = 200, content_type: str | None = None, *more: tuple[str, str]) -> bytes:
         """A response head with the headers that every answer has, and `more` of them."""
@@ -93,7 +116,7 @@ class Exchange:
     async def tell(self, answer: Answer) -> None:
         """A whole good answer, plain or as a paced stream; the call ends."""
         if not self.stream:
-            await self.answer(200, fake_answers.completion(answer))
+            await self.answer(200, self.plain(answer))
             return
         told = fake_answers.events(answer)
         await self.deltas(told)

@@ -1,19 +1,22 @@
 """Every fault by name, and how a request asks for one.
 
 A model name `fault-NAME` has the fault at every call, `fault-NAME-3` at the first three calls of that model name;
-after them it answers as it should (a storm that passes). Other models have the fault that the body's `fake.fault`
-names, if any.
+after them it answers as it should (a storm that passes). Other models have the fault that the options name, if any:
+those of the body's `fake` object, else the fake's own. With `fault_times` only the first calls with the same user's
+text have it: each call of a program that tries again meets a storm of its own.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 
 import msgspec
 
 from callpool.tools.testing.fake_faults_answers import ANSWER_FAULTS, Produce
 from callpool.tools.testing.fake_faults_wire import WIRE_FAULTS
+from callpool.tools.testing.fake_requests import Options
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -36,22 +39,42 @@ class UnknownFault(ValueError):
     """No fault has this name; the message names the nearest one."""
 
 
+TEXTS_KEPT = 100_000
+"""Texts and model names whose calls are counted; beyond that the one that came first is forgotten."""
+
+
 class FaultPlan:
-    """Which call has which fault; remembers how often each model name was asked for. Owner: one fake's event loop."""
+    """Which call has which fault; remembers how often each was asked for. Owner: one fake's event loop."""
 
     def __init__(self) -> None:
-        self._calls: dict[str, int] = {}
+        self._calls: dict[tuple[str, bytes], int] = {}
 
-    def next(self, model: str, by_body: str | None) -> Fault | None:
-        """The fault of the next call of `model`, or None. Counts the call. An unknown name is UnknownFault."""
-        if not model.startswith("fault-"):
-            return find_fault(by_body) if by_body is not None else None
+    def next(self, model: str, options: Options, text: str) -> Fault | None:
+        """The fault of the next call of `model` with this user's text, or None. Counts the call.
+
+        An unknown name is UnknownFault.
+        """
         match = _MODEL.fullmatch(model)
-        fault = find_fault(match["name"] if match else model.removeprefix("fault-"))
-        if match is None or match["first"] is None:
-            return fault
-        seen = self._calls[model] = self._calls.get(model, 0) + 1
-        return fault if seen <= int(match["first"]) else None
+        if match is not None:
+            fault = find_fault(match["name"])
+        elif model.startswith("fault-"):
+            fault = find_fault(model.removeprefix("fault-"))
+        elif options.fault is not None:
+            fault = find_fault(options.fault)
+        else:
+            return None
+        if match is not None and match["first"] is not None:
+            return fault if self._count(model, "") <= int(match["first"]) else None
+        if options.fault_times is not None:
+            return fault if self._count(fault.name, text) <= options.fault_times else None
+        return fault
+
+    def _count(self, name: str, text: str) -> int:
+        key = (name, hashlib.sha256(text.encode()).digest()[:16])
+        count = self._calls[key] = self._calls.get(key, 0) + 1
+        if len(self._calls) > TEXTS_KEPT:
+            del self._calls[next(iter(self._calls))]
+        return count
 
 
 def find_fault(name: str) -> Fault:

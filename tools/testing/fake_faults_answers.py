@@ -15,6 +15,7 @@ import msgspec
 
 from callpool.tools.testing import fake_answers
 from callpool.tools.testing.fake_exchange import HTML, JSON, Exchange
+from callpool.tools.testing.fake_replies import Reply
 
 Produce = Callable[[Exchange], Awaitable[None]]
 
@@ -59,9 +60,15 @@ def other(**changes: Any) -> Produce:
     return produce
 
 
+async def duplicate_headers(exchange: Exchange) -> None:
+    """A right answer with headers that come twice and contradict each other."""
+    headers = [("Content-Type", HTML), ("x-request-id", "fake-other"), ("Retry-After", "1"), ("Retry-After", "60")]
+    await exchange.answer(200, exchange.body(), exchange.content_type, headers)
+
+
 async def redirect_loop(exchange: Exchange) -> None:
     """307 keeps method and body, so each step of a client that follows is a call in the log."""
-    await exchange.answer(307, b"", headers=[("Location", f"{exchange.dialect.root}/chat/completions")])
+    await exchange.answer(307, b"", headers=[("Location", exchange.path)])
 
 
 async def error_object_200(exchange: Exchange) -> None:
@@ -77,13 +84,13 @@ async def empty_choices(exchange: Exchange) -> None:
         await exchange.open_chunked(fake_answers.stream_chunk(answer, [], usage=answer.usage))
         await exchange.last_chunk(fake_answers.DONE)
     else:
-        whole = msgspec.json.decode(fake_answers.completion(answer))
+        whole = msgspec.json.decode(exchange.plain(answer))
         await exchange.answer(200, msgspec.json.encode(whole | {"choices": []}))
 
 
 async def bad_json(exchange: Exchange) -> None:
     """The first half of a plain answer, with the length of that half."""
-    body = fake_answers.completion(exchange.honest())
+    body = exchange.plain()
     await exchange.answer(200, body[: len(body) // 2], JSON)
 
 
@@ -117,6 +124,16 @@ async def no_done(exchange: Exchange) -> None:
     await exchange.last_chunk()
 
 
+async def finish_no_done(exchange: Exchange) -> None:
+    """Complete by its finish_reason; only the last word is missing."""
+    told = fake_answers.events(exchange.honest())
+    if not exchange.stream:
+        await exchange.tell(exchange.honest())
+        return
+    await exchange.deltas(told)
+    await exchange.last_chunk(*told.finish)
+
+
 async def no_finish(exchange: Exchange) -> None:
     """`[DONE]` without any finish_reason before it."""
     if not exchange.stream:
@@ -129,17 +146,15 @@ async def no_finish(exchange: Exchange) -> None:
 
 async def length(exchange: Exchange) -> None:
     """The first half of the text."""
-    answer = exchange.honest()
-    half = answer.content[: len(answer.content) // 2]
-    await exchange.tell(msgspec.structs.replace(answer, content=half, finish_reason="length"))
+    content = exchange.honest().content
+    said = Reply(reasoning=None, content=content[: len(content) // 2])
+    await exchange.tell(exchange.put(said, "length"))
 
 
 async def reasoning_only_length(exchange: Exchange) -> None:
     """The limit was reached while the model was still thinking."""
-    answer = msgspec.structs.replace(
-        exchange.honest(), content="", reasoning="first, let us consider", finish_reason="length"
-    )
-    await exchange.tell(answer)
+    said = Reply(reasoning=exchange.options.reasoning or "first, let us consider", content="")
+    await exchange.tell(exchange.put(said, "length"))
 
 
 def _http_date(seconds_from_now: float) -> str:
@@ -161,6 +176,7 @@ ANSWER_FAULTS: dict[str, tuple[str, Produce]] = {
     "http_500": ("500 in the dialect's body", refusal("server_error")),
     "http_503": ("503 in the dialect's body", refusal("unavailable")),
     "x_should_retry_false": ("500 with `x-should-retry: false`", refusal("server_error", ("x-should-retry", "false"))),
+    "x_should_retry_true": ("400 with `x-should-retry: true`", refusal("bad_request", ("x-should-retry", "true"))),
     "retry_after_seconds": ("429 with Retry-After: 1", retry_after(lambda: "1")),
     "retry_after_date": ("429 with Retry-After as a date 2 s ahead", retry_after(lambda: _http_date(2))),
     "retry_after_past_date": ("429 with Retry-After as a date of yesterday", retry_after(lambda: _http_date(-86_400))),
@@ -171,6 +187,13 @@ ANSWER_FAULTS: dict[str, tuple[str, Produce]] = {
     "retry_after_negative": ("429 with Retry-After: -1", retry_after(lambda: "-1")),
     "retry_after_inf": ("429 with Retry-After: inf", retry_after(lambda: "inf")),
     "retry_after_nan": ("429 with Retry-After: nan", retry_after(lambda: "nan")),
+    "retry_after_minutes": ("429 with Retry-After: 300", retry_after(lambda: "300")),
+    "retry_after_twice": (
+        "429 with Retry-After: 2 and Retry-After: 60",
+        refusal("limit_rpm", ("Retry-After", "2"), ("Retry-After", "60")),
+    ),
+    "retry_after_ms": ("429 with Retry-After-Ms: 1500", refusal("limit_rpm", ("Retry-After-Ms", "1500"))),
+    "duplicate_headers": ("a right answer with Content-Type and others twice, which differ", duplicate_headers),
     "redirect_loop": ("307 to the same address", redirect_loop),
     "html_200": ("200 with an HTML page", page(200, b"Welcome")),
     "html_504": ("504 with an HTML page", page(504, b"504 Gateway Time-out")),
@@ -180,6 +203,7 @@ ANSWER_FAULTS: dict[str, tuple[str, Produce]] = {
     "bad_json_event": ("stream: one event is cut JSON; plain: as bad_json", bad_json_event),
     "error_event": ("stream: an error object after the first text; plain: 200 with an error object", error_event),
     "no_done": ("stream: ends in order without finish_reason and [DONE]; plain: finish_reason null", no_done),
+    "finish_no_done": ("stream: finish_reason, then ends in order without [DONE]; plain: as always", finish_no_done),
     "no_finish": ("stream: [DONE] without finish_reason; plain: finish_reason null", no_finish),
     "usage_top": ("stream: usage at the top of the finish chunk; plain: as always", other(usage_place="top")),
     "usage_choice": (

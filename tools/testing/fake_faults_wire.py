@@ -214,7 +214,8 @@ async def sse_endless(exchange: Exchange) -> None:
 
 def _around_content(exchange: Exchange) -> tuple[bytes, bytes]:
     answer = msgspec.structs.replace(exchange.honest(), content=MARK.decode(), chunks=1)
-    before, _, after = exchange.body(answer).rpartition(MARK)
+    whole = exchange.body(answer) if exchange.stream else fake_answers.completion(answer)
+    before, _, after = whole.rpartition(MARK)
     return before, after
 
 

@@ -8,17 +8,20 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from callpool.tools.testing.fake_records import (
     Arrived,
     CallRecord,
     ClientGone,
+    Connected,
     Ended,
     Event,
     FirstByte,
     Fold,
     LogWriter,
     Started,
+    Totals,
 )
 
 Predicate = Callable[[list[CallRecord]], bool]
@@ -42,6 +45,11 @@ class History:
         """Calls seen, in order of arrival; empty where they are not kept."""
         return self._fold.calls
 
+    @property
+    def totals(self) -> Totals:
+        """Connections and calls seen, kept or not."""
+        return self._fold.totals
+
     def open(self) -> None:
         """Open the log. OSError where it cannot be written."""
         if self._log_path is not None:
@@ -52,12 +60,19 @@ class History:
         self._server = f"{os.getpid()}:{port}"
         self._note(Started(self._server, time.monotonic(), base_url, dialect))
 
+    def connect(self, number: int) -> None:
+        """A connection was accepted."""
+        self._note(Connected(self._server, number, time.monotonic()))
+
     def arrive(
         self,
         *,
         connection: int,
+        path: str,
+        size: int,
         model: str,
         stream: bool,
+        parameters: dict[str, Any],
         digest: str,
         last_message: str,
         key_tail: str,
@@ -72,8 +87,11 @@ class History:
             at=time.monotonic(),
             connection=connection,
             active=self.active,
+            path=path,
+            size=size,
             model=model,
             stream=stream,
+            parameters=parameters,
             digest=digest,
             last_message=last_message,
             key_tail=key_tail,

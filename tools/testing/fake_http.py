@@ -28,6 +28,8 @@ class Request(msgspec.Struct, frozen=True):
     path: str
     headers: dict[str, str]
     body: bytes
+    size: int
+    """Bytes on the wire: request line, headers and body."""
 
     @property
     def keep_alive(self) -> bool:
@@ -54,6 +56,7 @@ class RequestParser:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._head: tuple[str, str, dict[str, str], int] | None = None
+        self._head_size = 0
         self._refused = False
 
     def feed(self, data: bytes) -> list[Request | Refusal]:
@@ -81,13 +84,14 @@ class RequestParser:
             if isinstance(head, Refusal):
                 return head
             self._head = head
+            self._head_size = end + 4
         method, path, headers, length = self._head
         if len(self._buffer) < length:
             return None
         body = bytes(self._buffer[:length])
         del self._buffer[:length]
         self._head = None
-        return Request(method, path, headers, body)
+        return Request(method, path, headers, body, self._head_size + length)
 
 
 def _parse_head(head: str) -> tuple[str, str, dict[str, str], int] | Refusal:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, cast
+from typing import IO, Any, Self, cast
 
 import msgspec
 
-from callpool.tools.testing.fake_records import CallRecord, LogReader
+from callpool.tools.testing.fake_records import CallRecord, LogReader, Totals
 
 START_LIMIT = 20.0
 """Seconds until the process must be ready; it needs a fraction of one, on a busy machine more."""
@@ -45,16 +45,8 @@ class FakeProviderProcess:
         self,
         *,
         log_path: Path | str | None = None,
-        dialect: str = "openai",
-        delay: float = 0.0,
-        chunks: int = 4,
-        chunk_delay: float = 0.0,
-        concurrency: int | None = None,
-        rpm: int | None = None,
-        tpm: int | None = None,
         api_key: str | None = None,
-        reply: str | None = None,
-        port: int = 0,
+        **options: Any,
     ) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if log_path is None:
@@ -63,20 +55,10 @@ class FakeProviderProcess:
         self._log_path = Path(log_path)
         self._reader = LogReader(self._log_path)
         self._final: list[CallRecord] | None = None
-        options = {
-            "--dialect": dialect,
-            "--delay": delay,
-            "--chunks": chunks,
-            "--chunk-delay": chunk_delay,
-            "--concurrency": concurrency,
-            "--rpm": rpm,
-            "--tpm": tpm,
-            "--port": port,
-            "--log": self._log_path,
-            "--reply": reply,
-            "--api-key-env": KEY_VARIABLE if api_key is not None else None,
-        }
-        arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
+        options |= {"log": self._log_path, "api_key_env": KEY_VARIABLE if api_key is not None else None}
+        arguments = [
+            _argument(name, value) for name, value in options.items() if value is not None and value is not False
+        ]
         self._process = subprocess.Popen(
             [sys.executable, "-Im", "callpool.tools.testing.fake_provider", "--lifeline", *arguments],
             stdin=subprocess.PIPE,
@@ -90,6 +72,12 @@ class FakeProviderProcess:
             raise
         self.base_url = ready.base_url
         self.pid = ready.pid
+
+    @property
+    def totals(self) -> Totals:
+        """Connections accepted and calls seen, as far as they are in the log."""
+        self.log()
+        return self._reader.totals
 
     def log(self) -> list[CallRecord]:
         """All calls in the log so far, in order of arrival."""
@@ -146,3 +134,11 @@ class FakeProviderProcess:
         if not line:
             raise RuntimeError(f"the fake provider ended with {self._process.wait(STOP_LIMIT)} before it was ready")
         return msgspec.json.decode(line, type=Ready)
+
+
+def _argument(name: str, value: Any) -> str:
+    """One option of the command line. Lists and objects travel as JSON."""
+    option = f"--{name.replace('_', '-')}"
+    if value is True:
+        return option
+    return f"{option}={msgspec.json.encode(value).decode() if isinstance(value, (list, dict)) else value}"

@@ -12,15 +12,15 @@ What a request can ask for:
 
 - model `fault-NAME`: this fault (`FAULTS`, or `--list-faults`); `fault-NAME-3`: at the first three calls of that model
   name;
-- a `fake` object in its body: `delay`, `chunks`, `chunk_delay`, `reply`, `finish_reason`, `size`, `fault` override the
-  fake's own.
+- a `fake` object in its body: what it names overrides the fake's own options (`fake_requests.Options`).
 
-It knows nothing of the rest of callpool, so that it can be a witness against it. A provider that refuses connections
-is one that was stopped: its `base_url` stays.
+It knows nothing of the rest of callpool, so that it can be a witness against it. All options, dialects, rules and
+faults: `docs/fake-provider.md`.
 
-How it is made: `fake_connection` reads requests (`fake_http`) and notices who leaves; `fake_server` records each call
-(`fake_history`, `fake_records`), asks `fake_limits`, and has it answered by `fake_exchange`, in the words of
-`fake_dialects` and `fake_answers`, or spoiled by `fake_faults`.
+How it is made: `fake_server` listens; `fake_connection` reads requests (`fake_http`) and notices who leaves;
+`fake_service` records each call (`fake_history`, `fake_records`), asks `fake_rules` and `fake_limits`, and has it
+answered by `fake_exchange`: with what `fake_replies` has to say (or `fake_tasks`, `fake_embeddings`), in the words of
+`fake_dialects` and the forms of `fake_answers`, or spoiled by `fake_faults`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from __future__ import annotations
 from callpool.tools.testing.fake_command import main
 from callpool.tools.testing.fake_faults import FAULTS, Fault
 from callpool.tools.testing.fake_process import FakeProviderProcess
-from callpool.tools.testing.fake_records import CallRecord, messages_digest, peak_active, read_log
+from callpool.tools.testing.fake_records import CallRecord, Totals, messages_digest, peak_active, read_log
 from callpool.tools.testing.fake_server import FakeProvider
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "FakeProvider",
     "FakeProviderProcess",
     "Fault",
+    "Totals",
     "messages_digest",
     "peak_active",
     "read_log",

@@ -20,9 +20,13 @@ import msgspec
 TEXT_KEPT = 200
 """Characters of the last message that a record keeps: enough to recognise a prompt, little enough for load tests."""
 
+PARAMETER_KEPT = 4_096
+"""Bytes of JSON of one parameter that a record keeps: some tools or a schema, and not a document."""
+TOLD_ELSEWHERE = frozenset({"model", "messages", "input", "stream", "fake"})
+
 
 class CallRecord(msgspec.Struct, kw_only=True):
-    """One POST to chat/completions, as the fake saw it."""
+    """One request for work, as the fake saw it: a chat, a task or a look at one, embeddings."""
 
     server: str
     """`pid:port` of the fake, since several may share a log."""
@@ -33,7 +37,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     model: str
     stream: bool
     digest: str
-    """`messages_digest` of the messages."""
+    """`messages_digest` of the messages; of embeddings, of the texts as messages of a user."""
     last_message: str
     """Text of the last message, cut after `TEXT_KEPT` characters."""
     key_tail: str
@@ -42,6 +46,12 @@ class CallRecord(msgspec.Struct, kw_only=True):
     """When the whole request was read (and, where requests are pipelined, its turn had come)."""
     active_at_arrival: int
     """Calls open at this fake at that moment, this one included, also if it is then refused."""
+    path: str = ""
+    """Path of the request, without its query."""
+    size: int = 0
+    """Bytes that were received of it: request line, headers and body."""
+    parameters: dict[str, Any] = {}
+    """`kept_parameters` of the body."""
     fault: str | None = None
     """Name of the fault that this call asked for, whatever became of it."""
     first_byte: float | None = None
@@ -63,6 +73,14 @@ class Started(msgspec.Struct, frozen=True, tag="start", tag_field="event"):
     dialect: str
 
 
+class Connected(msgspec.Struct, frozen=True, tag="connect", tag_field="event"):
+    """A TCP connection was accepted, whether or not anything is asked on it."""
+
+    server: str
+    number: int
+    at: float
+
+
 class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag="arrive", tag_field="event"):
     """A whole request was read."""
 
@@ -71,8 +89,11 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag="arrive", tag_field
     at: float
     connection: int
     active: int
+    path: str
+    size: int
     model: str
     stream: bool
+    parameters: dict[str, Any]
     digest: str
     last_message: str
     key_tail: str
@@ -105,15 +126,37 @@ class ClientGone(msgspec.Struct, frozen=True, tag="client_gone", tag_field="even
     at: float
 
 
-Event = Started | Arrived | FirstByte | Ended | ClientGone
+Event = Started | Connected | Arrived | FirstByte | Ended | ClientGone
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Event)
 
 
+class Totals(msgspec.Struct, frozen=True):
+    """How much a fake has seen in its life; known also where records of ended calls are not kept."""
+
+    connections: int
+    calls: int
+
+
 def messages_digest(messages: Any) -> str:
     """16 hexadecimal digits that name a list of messages, whatever the order of its keys on the wire."""
     return hashlib.sha256(msgspec.json.encode(messages, order="deterministic")).hexdigest()[:16]
+
+
+def kept_parameters(body: dict[str, Any]) -> dict[str, Any]:
+    """What a record keeps of a body: all but its texts and what the record has elsewhere.
+
+    Of a value of more than `PARAMETER_KEPT` bytes of JSON, its size and digest.
+    """
+    return {name: _brief(value) for name, value in body.items() if name not in TOLD_ELSEWHERE}
+
+
+def _brief(value: Any) -> Any:
+    if not isinstance(value, (str, list, dict)):
+        return value
+    size = len(msgspec.json.encode(value))
+    return value if size <= PARAMETER_KEPT else {"bytes": size, "digest": messages_digest(value)}
 
 
 def peak_active(records: Iterable[CallRecord]) -> int:
@@ -139,14 +182,23 @@ class Fold:
 
     def __init__(self, *, keep: bool = True) -> None:
         self.calls: list[CallRecord] = []
+        self._connections = 0
+        self._arrivals = 0
         self._keep = keep
         self._open: dict[tuple[str, int], CallRecord] = {}
+
+    @property
+    def totals(self) -> Totals:
+        """The count of everything so far, forgotten calls included."""
+        return Totals(self._connections, self._arrivals)
 
     def apply(self, event: Event) -> None:
         """Take one event in. An event of a call that is not open is a ValueError."""
         if isinstance(event, Started):
             return
-        if isinstance(event, Arrived):
+        if isinstance(event, Connected):
+            self._connections += 1
+        elif isinstance(event, Arrived):
             self._arrive(event)
         elif isinstance(event, FirstByte):
             record = self.open_call(event.server, event.number)
@@ -165,12 +217,16 @@ class Fold:
         return record
 
     def _arrive(self, event: Arrived) -> None:
+        self._arrivals += 1
         record = CallRecord(
             server=event.server,
             number=event.number,
             connection=event.connection,
+            path=event.path,
+            size=event.size,
             model=event.model,
             stream=event.stream,
+            parameters=event.parameters,
             digest=event.digest,
             last_message=event.last_message,
             key_tail=event.key_tail,
@@ -208,6 +264,11 @@ class LogReader:
         self._path = Path(path)
         self._offset = 0
         self._fold = Fold()
+
+    @property
+    def totals(self) -> Totals:
+        """The counts, as of the last `read`."""
+        return self._fold.totals
 
     def read(self) -> list[CallRecord]:
         """All calls so far, in order of arrival. A last line without its end is left for the next time."""
