@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from callpool.manager.aio_channel import CLOSE_DEADLINE, open_channel
 from callpool.manager.aio_handle import AsyncHandle
 from callpool.manager.channel import ANSWER_DEADLINE
+from callpool.manager.chat import as_submit
 from callpool.manager.core.messages import Ask, Cancel, Grant, Reply, Revoke
 from callpool.manager.core.states import State
 from callpool.manager.errors import BadInput, CallpoolError, ConnectionLost, DuplicateRequest, from_fault
@@ -176,6 +177,17 @@ class AsyncClient:
         with self._cancelling(handle):
             await handle.wait_accepted(ANSWER_DEADLINE)
         return handle
+
+    async def chat(
+        self, *, provider: str, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
+    ) -> dict[str, Any]:
+        """Submit one chat and wait for the whole answer. Arguments are those of `Client.chat`.
+
+        A task that is cancelled cancels its call at the provider.
+        """
+        handle = await self.submit(provider=provider, model=model, messages=messages, **as_submit(arguments))
+        with self._cancelling(handle):
+            return await handle.result()
 
     async def run_function(self, message: RunFunction) -> Done:
         """Have a function run in a process of its own, and wait for its end. For sessions. Raises what refuses it.

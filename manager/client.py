@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from callpool.manager.channel import ANSWER_DEADLINE, Channel, Sleeper
+from callpool.manager.chat import as_submit
 from callpool.manager.core.catalogue import Catalogue
 from callpool.manager.core.messages import PLACE_BYTES, Ask, Cancel, Grant, Reply, Revoke
 from callpool.manager.core.states import State
@@ -193,6 +194,25 @@ class Client:
         handle.accept(None)
         self._channel.send(msgspec.structs.replace(submit, acknowledge=False))
         return handle
+
+    def chat(
+        self, *, provider: str, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
+    ) -> dict[str, Any]:
+        """Submit one chat and wait for the whole answer, as `Handle.result` gives it. Ctrl-C cancels it at the provider.
+
+        `arguments` are those of `submit`, `timeout_seconds`, and the options of `callpool.Options` by their names: `system_prompt`,
+        `use_websearch`, `thinking_mode`, `cache_id`, `reset_cache_ttl`, `async_task`, and `enable_continuation` (here True:
+        an answer that stopped at the length limit is continued and joined, or says in `metadata["continuation"]` why not) with
+        `max_continuation_attempts` (answers joined, 3) and `max_total_tokens` (32,000 tokens of all of them).
+        """
+        handle = self.submit(provider=provider, model=model, messages=messages, **as_submit(arguments))
+        try:
+            return handle.result()
+        except BaseException:
+            if not handle.done():  # nobody else has its handle
+                with contextlib.suppress(ConnectionLost):
+                    handle.cancel()
+            raise
 
     def _register(self, handle: Handle, submit: Submit | None = None) -> bool:
         """Await news for a handle. Whether `submit` may use a promised place. Raises DuplicateRequest, ConnectionLost."""

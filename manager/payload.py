@@ -86,7 +86,28 @@ def build_submit(
         fault = check(catalogue.providers[provider].rules, model, messages, parameters, asked, stream=stream)
     if fault is not None:
         raise from_fault(fault)
-    return submit
+    return _with_able_fallbacks(catalogue, submit, messages, parameters, asked)
+
+
+def _with_able_fallbacks(
+    catalogue: Catalogue,
+    submit: Submit,
+    messages: Sequence[Mapping[str, Any]],
+    parameters: Mapping[str, Any],
+    options: Options,
+) -> Submit:
+    """The request with fallbacks that can take it. One that it named and that cannot refuses it."""
+    targets = catalogue.fallbacks_for(submit)
+    able = []
+    for provider, model in targets:
+        rules = catalogue.providers[provider].rules
+        fault = check(rules, model, messages, parameters, options, stream=submit.stream)
+        if fault is None:
+            able.append(f"{provider}/{model}")
+        elif submit.fallbacks is not None:
+            what = f"for the fallback {provider}/{model}: {fault.message}"
+            raise from_fault(msgspec.structs.replace(fault, message=what))
+    return submit if len(able) == len(targets) else msgspec.structs.replace(submit, fallbacks=able)
 
 
 def _check_retries(max_attempts: object, fallbacks: object, *, retry_in_doubt: object) -> None:

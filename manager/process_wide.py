@@ -216,64 +216,21 @@ os.register_at_fork(after_in_child=_begin_child)
 
 
 def chat_completions_create_with_session(
-    provider: str,
-    model: str,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    request_id: str | None = None,
-    timeout_seconds: float | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    **parameters: Any,
+    provider: str, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
 ) -> dict[str, Any]:
-    """One chat call through the pool: waits in the queue, then for the answer `{provider, model, content, usage, metadata, …}`.
+    """One chat through the pool: waits in the queue, then for the answer `{provider, model, content, usage, metadata, …}`.
 
-    `timeout_seconds` is for the call itself; `parameters` go to the provider as they are. Raises what `Client.submit` and
-    `Handle.result` raise.
+    `arguments` and errors are those of `Client.chat`.
     """
-    handle = process_client().submit(
-        provider=provider,
-        model=model,
-        messages=messages,
-        request_id=request_id,
-        timeout=timeout_seconds,
-        metadata=metadata,
-        **parameters,
-    )
-    try:
-        return handle.result()
-    except BaseException:
-        if not handle.done():  # Ctrl-C: nobody waits for it any more
-            with contextlib.suppress(Exception):
-                handle.cancel()
-        raise
+    return process_client().chat(provider=provider, model=model, messages=messages, **arguments)
 
 
 async def chat_completions_create_async_with_session(
-    provider: str,
-    model: str,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    request_id: str | None = None,
-    timeout_seconds: float | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    **parameters: Any,
+    provider: str, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
 ) -> dict[str, Any]:
     """The same for the tasks of an event loop; a task that is cancelled cancels its call at the provider."""
     client = await get_async_session_manager().client()
-    handle = await client.submit(
-        provider=provider,
-        model=model,
-        messages=messages,
-        request_id=request_id,
-        timeout=timeout_seconds,
-        metadata=metadata,
-        **parameters,
-    )
-    try:
-        return await handle.result()
-    except asyncio.CancelledError:
-        handle.cancel()
-        raise
+    return await client.chat(provider=provider, model=model, messages=messages, **arguments)
 
 
 # The lifecycle log, a function for each phase.

@@ -15,7 +15,7 @@ from callpool.manager.errors import BadInput
 from callpool.manager.kinds import rules_of
 from callpool.manager.settings import ProviderSettings
 from callpool.workers.call import run_call
-from callpool.workers.loop import _decode_call
+from callpool.workers.conversation import Conversation
 from callpool.workers.providers.base import Call
 from callpool.workers.providers.presets import PRESETS
 from callpool.workers.shaping import shape_call
@@ -138,13 +138,14 @@ def test_a_worker_refuses_what_a_client_did_not(call: Call, param: str) -> None:
 
 
 def decoded(**body: Any) -> Call:
-    return _decode_call(Dispatch("r", 1, "p", "m", HANG, stream=False, payload=json.dumps(body).encode()))
+    order = Dispatch("r", 1, "p", "m", HANG, stream=False, payload=json.dumps(body).encode())
+    return Conversation(order, rules_of(ProviderSettings(kind="openai"))).call()
 
 
 def test_options_come_with_the_payload() -> None:
     call = decoded(messages=HELLO, temperature=1, callpool={"thinking_mode": "low"})
     assert call.options == Options(thinking_mode="low")
-    assert call.parameters == {"temperature": 1}
+    assert call.parameters == {"temperature": 1, "reasoning_effort": "low"}
     assert decoded(messages=HELLO).options == Options()
 
 
