@@ -29,7 +29,7 @@ def figures(client: callpool.Client) -> dict[str, Any]:
 
 
 def at_rest(client: callpool.Client, requests: int) -> bool:
-    """Whether the figures are those after so many requests. (A heartbeat may come while the last are under way.)"""
+    """Whether the figures are those after so many requests: a heartbeat may come while the last are under way."""
     seen = figures(client)
     return bool(seen) and seen["requests"] == requests and seen["open"] == seen["idle"]
 
