@@ -73,7 +73,7 @@ class Pool(aiohttp.TCPConnector):
         self._requests += 1
         connection, is_new = await self._take(req, traces, timeout)
         self._reused += not is_new
-        connection.add_callback(functools.partial(self._note_use, connection))
+        connection.add_callback(functools.partial(self._leave, connection, is_use=True))
         return connection
 
     async def keep_warm(self, url: URL, wanted: int, turn: float) -> Exception | None:
@@ -94,6 +94,7 @@ class Pool(aiohttp.TCPConnector):
             connection, is_new = await self._take(request, [], WARM_TIMEOUT, turn)
         except (aiohttp.ClientError, OSError) as error:
             return error
+        connection.add_callback(functools.partial(self._leave, connection, is_use=False))
         try:
             self._warmed += is_new
             if not is_new:
@@ -140,7 +141,6 @@ class Pool(aiohttp.TCPConnector):
                 connection.close()
                 continue
             self._in_use += 1
-            connection.add_callback(functools.partial(self._leave, connection))
             return connection, used is None
 
     async def _connect(
@@ -164,24 +164,22 @@ class Pool(aiohttp.TCPConnector):
             self._failed += 1
             raise
 
-    def _note_use(self, connection: Connection) -> None:
-        """A request has ended. A look at an idle connection is no use of it."""
-        if connection.protocol is not None:
-            self._last_used[connection.protocol] = self._loop.time()
-
-    def _leave(self, connection: Connection) -> None:
-        """The connection goes back, or is about to be closed.
+    def _leave(self, connection: Connection, *, is_use: bool) -> None:
+        """The connection goes back, or is about to be closed. A look at an idle one is no use of it.
 
         Closing politely would wait: for the peer to read what it never will, and with TLS for its goodbye, half a minute long.
         """
         self._in_use -= 1
-        transport = connection.transport
-        if transport is None or transport.is_closing():
+        transport, protocol = connection.transport, connection.protocol
+        if transport is None or protocol is None or transport.is_closing():
             return
+        if is_use:
+            self._last_used[protocol] = self._loop.time()
         task = asyncio.current_task()
-        if has_unsent(transport):
+        is_cancelled = task is not None and task.cancelling() > 0
+        if transport.get_write_buffer_size() > 0 or (is_cancelled and has_unsent(transport)):
             reset(transport)
-        elif task is not None and task.cancelling():
+        elif is_cancelled:
             transport.abort()
 
     def _count_open(self) -> int:
@@ -193,9 +191,7 @@ UNSENT = 0x894B if sys.platform == "linux" else None
 
 
 def has_unsent(transport: asyncio.Transport) -> bool:
-    """Whether bytes of the request are still here: in this process, or (where the system tells) in the kernel."""
-    if transport.get_write_buffer_size() > 0:
-        return True
+    """Whether bytes of the request are still in the kernel, as far as the system tells."""
     if UNSENT is None:
         return False
     left = fcntl.ioctl(transport.get_extra_info("socket").fileno(), UNSENT, bytes(4))
