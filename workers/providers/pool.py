@@ -22,7 +22,6 @@ import struct
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -57,8 +56,8 @@ class Pool(aiohttp.TCPConnector):
             use_dns_cache=False,  # that is what `names` is
         )
         self._patience = keep_alive
-        self._last_used: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
-        """Each connection that was opened → when a request last gave it back, or when it was opened."""
+        self._last_used: dict[ResponseHandler, float] = {}
+        """Each connection that is open → when a request last gave it back, or when it was opened; and some that were closed since."""
         self._in_use = 0
         self._requests = self._opened = self._reused = self._failed = self._warmed = 0
         self._seconds = self._longest = 0.0
@@ -105,7 +104,8 @@ class Pool(aiohttp.TCPConnector):
 
     def counts(self, waiting: int) -> PoolCounts:
         """What the pool has done, and has now."""
-        is_open = self._count_open()
+        self._forget_closed()
+        is_open = len(self._last_used)
         return PoolCounts(
             requests=self._requests,
             opened=self._opened,
@@ -135,6 +135,8 @@ class Pool(aiohttp.TCPConnector):
                 self._seconds += now - began
                 self._longest = max(self._longest, now - began)
                 self._last_used[protocol] = now
+                if len(self._last_used) > 2 * self.limit:
+                    self._forget_closed()
             elif now + turn - used >= self._patience or protocol.should_close:
                 # What came while nobody had asked (a server's 408 before it hangs up, the rest of an answer that was longer
                 # than it said) lies in the connection, and would be read as the answer to the next request.
@@ -182,8 +184,8 @@ class Pool(aiohttp.TCPConnector):
         elif is_cancelled:
             transport.abort()
 
-    def _count_open(self) -> int:
-        return sum(protocol.is_connected() for protocol in self._last_used)
+    def _forget_closed(self) -> None:
+        self._last_used = {protocol: used for protocol, used in self._last_used.items() if protocol.is_connected()}
 
 
 UNSENT = 0x894B if sys.platform == "linux" else None
