@@ -88,9 +88,8 @@ class WorkerLoop:
     async def run(self) -> None:
         """Work until retired. The end of the pipe ends the process at once."""
         self._link.send(Ready(os.getpid()))
-        if not self._retiring:
-            for provider in self._providers.values():
-                provider.warm()
+        for provider in self._providers.values():
+            provider.warm()
         heart = self._loop.create_task(self._beat())
         await self._retired.wait()
         heart.cancel()

@@ -190,8 +190,9 @@ def _workers(rows: Iterable[dict[str, Any]]) -> Table:
 
 
 def _accounts(rows: Iterable[dict[str, Any]]) -> Table:
-    table = columns("name", "active", "", "queued", note="note")
+    table = columns("name", "active", "", "queued", "connections", note="note")
     for row in rows:
+        connections = row.get("connections")
         gauge = bar(row["active"], row["limit"], unicode=_is_unicode(sys.stdout))
         full = row["active"] >= row["limit"]
         table.add_row(
@@ -199,6 +200,7 @@ def _accounts(rows: Iterable[dict[str, Any]]) -> Table:
             f"{row['active']}/{row['limit']}",
             Text(gauge, style="yellow" if full else "green"),
             str(row["queued"]),
+            _or_dash(connections and connections["open"]),
             Text(terminal.one_line(f"closed: {row['closed']}" if row["closed"] else ""), style="yellow"),
         )
     return table
@@ -285,7 +287,7 @@ def print_parts(*parts: RenderableType) -> None:
 def columns(*names: str, note: str | None = None) -> Table:
     """A table without lines. Names that hold numbers are to the right; a `note` column takes what is left."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    numeric = {"active", "calls", "queued", "restarts", "memory", "after", "until next"}
+    numeric = {"active", "calls", "connections", "queued", "restarts", "memory", "after", "until next"}
     for name in names:
         table.add_column(name, justify="right" if name in numeric else "left", no_wrap=name in numeric, overflow="fold")
     if note is not None:

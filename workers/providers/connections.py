@@ -6,10 +6,9 @@ Only this module, `pool` and `names` know aiohttp. Importing it takes a fifth of
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -68,18 +67,20 @@ class Connections:
         self._session: aiohttp.ClientSession | None = None
         self._warming: asyncio.Task[None] | None = None
 
-    @contextlib.asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """A connection that is free for one `post`, or can be opened: wait for it here, where nothing has begun yet."""
+    async def take_place(self) -> None:
+        """Wait until a connection for one `post` is free, or can be opened: here nothing has begun yet. Then `leave_place`."""
+        if not self._places.locked():
+            await self._places.acquire()
+            return
         self._waiting += 1
         try:
             await self._places.acquire()
         finally:
             self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._places.release()
+
+    def leave_place(self) -> None:
+        """The exchange is over: the next may begin."""
+        self._places.release()
 
     async def post(self, url: URL, body: bytes) -> Reply:
         """Send one request and wait for the head of its answer. Raises `ConnectionFailed`; no redirect is followed."""

@@ -95,9 +95,12 @@ class OpenAICompatible:
         body = self._body(call)
         joined = Joined(self._preset.usage) if call.stream else None
         last_call = _now() + call.timeout - min(LAST_MOMENT, call.timeout / 10)
-        async with self._connections.place():
+        await self._connections.take_place()
+        try:
             await progress.started()
             return await self._exchange(call, body, joined, progress, last_call)
+        finally:
+            self._connections.leave_place()
 
     async def _exchange(
         self, call: Call, body: bytes, joined: Joined | None, progress: Progress, last_call: float

@@ -22,7 +22,6 @@ import struct
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -57,8 +56,8 @@ class Pool(aiohttp.TCPConnector):
             use_dns_cache=False,  # that is what `names` is
         )
         self._patience = keep_alive
-        self._last_used: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
-        """Each connection that was opened → when a request last gave it back, or when it was opened."""
+        self._last_used: dict[ResponseHandler, float] = {}
+        """Each connection that is open → when a request last gave it back, or when it was opened; and some that were closed since."""
         self._in_use = 0
         self._requests = self._opened = self._reused = self._failed = self._warmed = 0
         self._seconds = self._longest = 0.0
@@ -73,7 +72,7 @@ class Pool(aiohttp.TCPConnector):
         self._requests += 1
         connection, is_new = await self._take(req, traces, timeout)
         self._reused += not is_new
-        connection.add_callback(functools.partial(self._note_use, connection))
+        connection.add_callback(functools.partial(self._leave, connection, is_use=True))
         return connection
 
     async def keep_warm(self, url: URL, wanted: int, turn: float) -> Exception | None:
@@ -94,6 +93,7 @@ class Pool(aiohttp.TCPConnector):
             connection, is_new = await self._take(request, [], WARM_TIMEOUT, turn)
         except (aiohttp.ClientError, OSError) as error:
             return error
+        connection.add_callback(functools.partial(self._leave, connection, is_use=False))
         try:
             self._warmed += is_new
             if not is_new:
@@ -104,7 +104,8 @@ class Pool(aiohttp.TCPConnector):
 
     def counts(self, waiting: int) -> PoolCounts:
         """What the pool has done, and has now."""
-        is_open = self._count_open()
+        self._forget_closed()
+        is_open = len(self._last_used)
         return PoolCounts(
             requests=self._requests,
             opened=self._opened,
@@ -134,13 +135,14 @@ class Pool(aiohttp.TCPConnector):
                 self._seconds += now - began
                 self._longest = max(self._longest, now - began)
                 self._last_used[protocol] = now
+                if len(self._last_used) > 2 * self.limit:
+                    self._forget_closed()
             elif now + turn - used >= self._patience or protocol.should_close:
                 # What came while nobody had asked (a server's 408 before it hangs up, the rest of an answer that was longer
                 # than it said) lies in the connection, and would be read as the answer to the next request.
                 connection.close()
                 continue
             self._in_use += 1
-            connection.add_callback(functools.partial(self._leave, connection))
             return connection, used is None
 
     async def _connect(
@@ -164,28 +166,26 @@ class Pool(aiohttp.TCPConnector):
             self._failed += 1
             raise
 
-    def _note_use(self, connection: Connection) -> None:
-        """A request has ended. A look at an idle connection is no use of it."""
-        if connection.protocol is not None:
-            self._last_used[connection.protocol] = self._loop.time()
-
-    def _leave(self, connection: Connection) -> None:
-        """The connection goes back, or is about to be closed.
+    def _leave(self, connection: Connection, *, is_use: bool) -> None:
+        """The connection goes back, or is about to be closed. A look at an idle one is no use of it.
 
         Closing politely would wait: for the peer to read what it never will, and with TLS for its goodbye, half a minute long.
         """
         self._in_use -= 1
-        transport = connection.transport
-        if transport is None or transport.is_closing():
+        transport, protocol = connection.transport, connection.protocol
+        if transport is None or protocol is None or transport.is_closing():
             return
+        if is_use:
+            self._last_used[protocol] = self._loop.time()
         task = asyncio.current_task()
-        if has_unsent(transport):
+        is_cancelled = task is not None and task.cancelling() > 0
+        if transport.get_write_buffer_size() > 0 or (is_cancelled and has_unsent(transport)):
             reset(transport)
-        elif task is not None and task.cancelling():
+        elif is_cancelled:
             transport.abort()
 
-    def _count_open(self) -> int:
-        return sum(protocol.is_connected() for protocol in self._last_used)
+    def _forget_closed(self) -> None:
+        self._last_used = {protocol: used for protocol, used in self._last_used.items() if protocol.is_connected()}
 
 
 UNSENT = 0x894B if sys.platform == "linux" else None
@@ -193,9 +193,7 @@ UNSENT = 0x894B if sys.platform == "linux" else None
 
 
 def has_unsent(transport: asyncio.Transport) -> bool:
-    """Whether bytes of the request are still here: in this process, or (where the system tells) in the kernel."""
-    if transport.get_write_buffer_size() > 0:
-        return True
+    """Whether bytes of the request are still in the kernel, as far as the system tells."""
     if UNSENT is None:
         return False
     left = fcntl.ioctl(transport.get_extra_info("socket").fileno(), UNSENT, bytes(4))

@@ -110,8 +110,15 @@ FACTS: dict[str, Any] = {
         {"id": 0, "pid": None, "state": "down", "active": 0, "restarts": 3, "last_death": "was killed by SIGKILL " * 9},
     ],
     "accounts": [
-        {"name": "kimi", "active": 50, "limit": 50, "queued": 7, "closed": None},
-        {"name": "n" * 64, "active": 1, "limit": 200, "queued": 0, "closed": "its \x1b[31mserver " * 9},
+        {"name": "kimi", "active": 50, "limit": 50, "queued": 7, "closed": None, "connections": {"open": 53}},
+        {
+            "name": "n" * 64,
+            "active": 1,
+            "limit": 200,
+            "queued": 0,
+            "closed": "its \x1b[31mserver " * 9,
+            "connections": None,
+        },
     ],
     "model_servers": [{"provider": "local", "pid": 1, "state": "starting", "restarts": 0}],
     "function_lane": [{"id": 3, "pid": None, "state": "busy", "calls": 7, "request_id": "req_\x1b" + "0" * 60}],
@@ -131,6 +138,7 @@ def test_status_keeps_to_80_columns_and_loses_nothing(capsys: pytest.CaptureFixt
         "256 MiB",
         "1 client",
         "50/50",
+        " 53",
         "closed",
         "\\x1b",
     ):
