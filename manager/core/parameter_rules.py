@@ -57,7 +57,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
 
     def withholds(self, value: object) -> bool:
         """Whether the provider leaves no choice here: what a request wants may be dropped, where the account says so."""
-        return self.unsupported or (self.fixed is not None and not (value == self.fixed and type(value) is not bool))
+        return self.unsupported or (self.fixed is not None and value != self.fixed)
 
     def refuse(self, name: str, value: object, model: str | None = None) -> Fault | None:
         """The fault in a value, or None. With a `model` the rule is that model's own, and the message says so."""

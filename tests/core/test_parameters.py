@@ -571,6 +571,18 @@ def test_rules_of_no_kind_let_everything_pass() -> None:
     )
 
 
+def test_rules_of_a_model_alone_leave_types_to_the_provider() -> None:
+    found = Rules(models=(ModelRules(names=("*",), max_output=5),))
+    assert check(found, "m", HELLO, {"max_tokens": "many"}) is None
+    assert check(found, "m", HELLO, {"max_tokens": 6}) is not None
+
+
+def test_a_field_of_what_is_dropped_is_nobodys_business() -> None:
+    parameters = {"x": Rule(unsupported=True), "x.y": Rule(choices=("a",))}
+    found = Rules(models=(ModelRules(names=("*",), parameters=parameters),), drops=True)
+    assert shape(found, "m", HELLO, {"x": {"y": "b"}}) == Shaped(HELLO, {}, ["x"])
+
+
 def test_later_entries_refine_earlier_ones() -> None:
     found = Rules(
         models=(

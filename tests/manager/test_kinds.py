@@ -142,3 +142,12 @@ def test_code_names_no_vendors_address_and_no_model() -> None:
     assert [found for found in texts if vendor.search(found[1])] == []
     assert vendor.search(base_url_of(provider("kimi")) or "")
     assert len(texts) > 1_000, "the check itself must be able to see them"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_documentation_names_every_platform_and_variable(kind: str) -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    facts = kind_facts(kind)
+    names = {*facts.platforms, *facts.key_variables}
+    addresses = {address for name, address in facts.platforms.items() if not name.startswith("coding")}
+    assert [name for name in sorted(names | addresses) if f"`{name}`" not in text] == []
