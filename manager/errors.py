@@ -254,7 +254,7 @@ class CredentialMissing(CallpoolError, RuntimeError):
 
 
 class RequestTimeout(CallpoolError, TimeoutError):
-    """The call reached a deadline, `which` tells the one, and was ended at the provider (`sent`: if it had got so far): raise it, or ask for less."""
+    """The call reached a deadline, `which` tells the one, and was ended (at the provider, where `sent`): raise it, or ask for less."""
 
     code = "timeout"
 

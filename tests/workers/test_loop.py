@@ -12,6 +12,7 @@ import pytest
 
 from callpool.manager import wire
 from callpool.manager.core.messages import Dispatch, Endpoint, Finished, Heartbeat, Retire, WorkerOrder
+from callpool.manager.core.parameter_rules import Rules
 from callpool.manager.core.pools import PoolCounts
 from callpool.manager.link import Link
 from callpool.manager.settings import ProviderSettings
@@ -68,6 +69,7 @@ class Bench:
             number=0,
             supervisor_pid=os.getpid(),
             providers={name: ProviderSettings(kind=kind) for name, kind in kinds.items()},  # type: ignore[arg-type]
+            rules={name: Rules() for name in kinds},
             limits=dict.fromkeys(kinds, 4),
             heartbeat_interval=0.01,
         )
