@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from callpool.manager.aio_channel import CLOSE_DEADLINE, open_channel
 from callpool.manager.aio_handle import AsyncHandle
+from callpool.manager.asking import embeddings_of, embeddings_submit, known_models, models_of, models_submit
 from callpool.manager.channel import ANSWER_DEADLINE
 from callpool.manager.chat import as_submit
 from callpool.manager.core.messages import Ask, Cancel, Grant, Reply, Revoke
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from callpool.manager.aio_channel import AsyncChannel
     from callpool.manager.aio_sessions import AsyncSessionManager
     from callpool.manager.core.catalogue import Catalogue
-    from callpool.manager.core.messages import ClientEvent, ClientMessage, Done, Note, RunFunction
+    from callpool.manager.core.messages import ClientEvent, ClientMessage, Done, Note, RunFunction, Submit
     from callpool.manager.core.options import Options
 
 
@@ -187,6 +188,38 @@ class AsyncClient:
         """
         handle = await self.submit(provider=provider, model=model, messages=messages, **as_submit(arguments))
         with self._cancelling(handle):
+            return await handle.result()
+
+    async def embed(
+        self,
+        *,
+        provider: str,
+        model: str,
+        input: str | Sequence[str],  # noqa: A002 - the field's name in every such API
+        request_id: str | None = None,
+        **arguments: Any,
+    ) -> dict[str, Any]:
+        """Vectors for texts: arguments and answer are those of `Client.embed`."""
+        own = self.generate_request_id() if request_id is None else request_id
+        submit = embeddings_submit(self.catalogue, own, provider=provider, model=model, input=input, **arguments)
+        return embeddings_of(await self._answer_to(submit))
+
+    def models(self, provider: str | None = None) -> list[dict[str, Any]]:
+        """The models that the configuration lists, as `Client.models`. Nothing is asked for."""
+        return known_models(self.catalogue, provider)
+
+    async def list_models(self, provider: str, *, timeout: float | None = None) -> list[dict[str, Any]]:  # noqa: ASYNC109
+        """The provider's own list, as `Client.list_models`."""
+        submit = models_submit(self.catalogue, self.generate_request_id(), provider, timeout)
+        return models_of(await self._answer_to(submit))
+
+    async def _answer_to(self, submit: Submit) -> dict[str, Any]:
+        """The answer of a request whose handle nobody has: if this task is cancelled, so is the request."""
+        self._open_channel()
+        handle = AsyncHandle(self, submit.request_id, submit.provider, submit.model, stream=False)
+        await self._send_request(handle, submit)
+        with self._cancelling(handle):
+            await handle.wait_accepted(ANSWER_DEADLINE)
             return await handle.result()
 
     async def run_function(self, message: RunFunction) -> Done:

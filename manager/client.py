@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from callpool.manager.asking import embeddings_of, embeddings_submit, known_models, models_of, models_submit
 from callpool.manager.channel import ANSWER_DEADLINE, Channel, Sleeper
 from callpool.manager.chat import as_submit
 from callpool.manager.core.catalogue import Catalogue
@@ -205,11 +206,50 @@ class Client:
         an answer that stopped at the length limit is continued and joined, or says in `metadata["continuation"]` why not) with
         `max_continuation_attempts` (answers joined, 3) and `max_total_tokens` (32,000 tokens of all of them).
         """
-        handle = self.submit(provider=provider, model=model, messages=messages, **as_submit(arguments))
+        return self._wait_for(self.submit(provider=provider, model=model, messages=messages, **as_submit(arguments)))
+
+    def embed(
+        self,
+        *,
+        provider: str,
+        model: str,
+        input: str | Sequence[str],  # noqa: A002 - the field's name in every such API
+        request_id: str | None = None,
+        **arguments: Any,
+    ) -> dict[str, Any]:
+        """Vectors for texts, through the queue like a chat: `{provider, model, embeddings, usage, metadata}`, a vector a text.
+
+        `arguments`: `timeout`, `max_attempts`, `retry_in_doubt`, `metadata` as for `submit`; `fallbacks` only if named here, because
+        vectors of two models cannot be compared; others (`dimensions`, …) go to the provider as they are.
+        """
+        own = self.generate_request_id() if request_id is None else request_id
+        submit = embeddings_submit(self._catalogue, own, provider=provider, model=model, input=input, **arguments)
+        return embeddings_of(self._wait_for(self._send(submit)))
+
+    def models(self, provider: str | None = None) -> list[dict[str, Any]]:
+        """The models that the configuration lists: `{provider, model, context, max_output, timeout, operations}`; tokens or None."""
+        return known_models(self._catalogue, provider)
+
+    def list_models(self, provider: str, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """The provider's own list, asked for now: objects with `id`, and what else it tells. Costs a request of the account."""
+        submit = models_submit(self._catalogue, self.generate_request_id(), provider, timeout)
+        return models_of(self._wait_for(self._send(submit)))
+
+    def _send(self, submit: Submit) -> Handle:
+        """Submit what is no chat; returns when the supervisor has taken it."""
+        self.check_process()
+        handle = Handle(self, submit.request_id, submit.provider, submit.model, stream=False)
+        self._register(handle)
+        self._channel.send(submit)
+        handle.wait_accepted(ANSWER_DEADLINE)
+        return handle
+
+    def _wait_for(self, handle: Handle) -> dict[str, Any]:
+        """The answer of a request whose handle nobody else has: if the wait fails, the request is cancelled."""
         try:
             return handle.result()
         except BaseException:
-            if not handle.done():  # nobody else has its handle
+            if not handle.done():
                 with contextlib.suppress(ConnectionLost):
                     handle.cancel()
             raise

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from callpool.manager.core.messages import Operation
 from callpool.manager.core.parameter_rules import ModelRules, Rule, Rules, exactly
 from callpool.manager.settings import ModelSettings, ProviderSettings
 
@@ -36,6 +37,8 @@ class KindFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Customary names of the variable with the key. The first that is set wins: ours, then those of the vendors' own samples."""
     keys_elsewhere: bool = True
     """Whether the key in them is also for an address that is no platform's."""
+    operations: tuple[Operation, ...] = ("chat",)
+    """What such a provider can be asked for."""
     models: tuple[ModelFacts, ...] = ()
 
 
@@ -85,6 +88,7 @@ def rules_of(provider: ProviderSettings) -> Rules:
     return Rules(
         parameters=_everywhere(),
         models=(*shipped, *(entry for entry in own if entry is not None)),
+        operations=kind_facts(provider.kind).operations,
         drops=provider.unsupported_parameters == "drop",
     )
 

@@ -60,9 +60,9 @@ def build_submit(
     for name, seconds in given.items():
         if (fault := refuse_timeout(seconds, name)) is not None:
             raise from_fault(fault)
-    _check_retries(max_attempts, fallbacks, retry_in_doubt=retry_in_doubt)
+    check_retries(max_attempts, fallbacks, retry_in_doubt=retry_in_doubt)
     _check_messages(messages)
-    _check_names(parameters)
+    check_names(parameters)
     asked = _checked(options)
     body = {"messages": messages, **parameters}
     if asked != NO_OPTIONS:
@@ -110,8 +110,8 @@ def _with_able_fallbacks(
     return submit if len(able) == len(targets) else msgspec.structs.replace(submit, fallbacks=able)
 
 
-def _check_retries(max_attempts: object, fallbacks: object, *, retry_in_doubt: object) -> None:
-    """The types; the catalogue knows the bounds and the names."""
+def check_retries(max_attempts: object, fallbacks: object, *, retry_in_doubt: object) -> None:
+    """Refuse wrong types; the catalogue knows the bounds and the names. Raises BadInput."""
     if max_attempts is not None and (isinstance(max_attempts, bool) or not isinstance(max_attempts, int)):
         raise BadInput(f"max_attempts must be an integer, got {type(max_attempts).__name__}", param="max_attempts")
     if not isinstance(retry_in_doubt, bool):
@@ -128,7 +128,8 @@ def _check_retries(max_attempts: object, fallbacks: object, *, retry_in_doubt: o
             raise BadInput(f"{param} must be a text, provider/model, got {type(name).__name__}", param=param)
 
 
-def _check_names(parameters: Mapping[str, Any]) -> None:
+def check_names(parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters by names that are callpool's own. Raises BadInput."""
     for name in parameters:
         if name in RESERVED:
             raise BadInput(f"{name} cannot be given as a parameter of a request", param=name)

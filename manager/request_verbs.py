@@ -14,7 +14,7 @@ import msgspec
 
 from callpool.manager.core.catalogue import refuse_timeout
 from callpool.manager.core.events import CancelAsked, Event, Submitted
-from callpool.manager.core.messages import Done, Rejected, Submit
+from callpool.manager.core.messages import Done, Operation, Rejected, Submit
 from callpool.manager.core.requests import as_plain
 from callpool.manager.errors import BadInput, UnknownRequest, from_fault
 from callpool.manager.health import judge
@@ -86,6 +86,7 @@ class _CallArguments(msgspec.Struct, forbid_unknown_fields=True):
     max_attempts: int | None = None
     fallbacks: list[str] | None = None
     retry_in_doubt: bool = False
+    operation: Operation = "chat"
 
 
 class _DrainArguments(msgspec.Struct, forbid_unknown_fields=True):

@@ -207,6 +207,24 @@ class Conversation:
         return [*self._messages, said, *results], so_far
 
 
+def plain_call(order: Dispatch) -> Call:
+    """The call of an order that is no chat: its payload is the provider's body. Raises `BadInput`."""
+    try:
+        body = msgspec.json.decode(order.payload, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadInput(f"input: {error}", param="input") from None
+    return Call(
+        request_id=order.request_id,
+        attempt=order.attempt,
+        provider=order.provider,
+        model=order.model,
+        stream=False,
+        timeout=order.timeout,
+        operation=order.operation,
+        parameters=body,
+    )
+
+
 def _beginning(so_far: SoFar) -> dict[str, Any]:
     """The message that partial mode goes on from."""
     message: dict[str, Any] = {"role": "assistant", "content": so_far.text, "partial": True}

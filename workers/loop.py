@@ -34,7 +34,7 @@ from callpool.manager.core.pools import PoolCounts, total
 from callpool.manager.errors import BrokenAnswer, CallpoolError, ProviderUnreachable, to_fault
 from callpool.manager.link import Link
 from callpool.workers.call import run_call
-from callpool.workers.conversation import Conversation
+from callpool.workers.conversation import Conversation, plain_call
 from callpool.workers.providers.registry import make_provider
 from callpool.workers.providers.secret import Secret
 
@@ -166,6 +166,9 @@ class WorkerLoop:
                 retry_after=None,
                 scope="provider",
             )
+        if order.operation != "chat":
+            answer = await run_call(provider, plain_call(order), _Progress(self._link, order, self._is_lone))
+            return Finished(order.request_id, order.attempt, _encode_answer(answer, order))
         conversation = Conversation(order, self._boot.rules[order.provider])
         failure: CallpoolError
         try:

@@ -192,6 +192,8 @@ class Attempts:
         """Whether a fault is the provider's trouble, and not this request's or this account's."""
         if fault.code != "timeout":
             return fault.details.get("scope") == "provider"
+        if fault.details.get("sent") is False:
+            return False  # it waited for a connection, in its worker
         given = request.route.given if request.route else (None, None, None)
         which = fault.details.get("which")
         return dict(zip(("total", "first_token", "idle"), given, strict=True)).get(str(which)) is None

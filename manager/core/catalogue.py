@@ -117,11 +117,12 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             return bad_input("request_id", f"must match [A-Za-z0-9_-]{{1,64}}, got {submit.request_id[:80]!r}")
         entry = self.providers.get(submit.provider)
         if entry is None:
-            return _unknown("provider", submit.provider, self.providers)
-        if len(submit.model) > MAX_MODEL_NAME:
-            return bad_input("model", f"has {len(submit.model)} characters, the limit is {MAX_MODEL_NAME}")
-        if submit.model not in entry.models and not entry.any_model:
-            return _unknown("model", submit.model, entry.models, of=f" of provider {submit.provider!r}")
+            return self.unknown_provider(submit.provider)
+        if submit.operation not in entry.rules.operations:
+            can = ", ".join(entry.rules.operations)
+            return bad_input("provider", f"{submit.provider!r} does not serve {submit.operation}: it serves {can}")
+        if submit.operation != "models" and (fault := _refuse_model(submit, entry)) is not None:
+            return fault
         if entry.refusal is not None:
             return entry.refusal
         if (fault := refuse_timeouts(submit) or self._refuse_retries(submit)) is not None:
@@ -130,6 +131,10 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             size, limit = len(submit.payload), self.max_payload_size
             return bad_input("messages", f"are {size} bytes as JSON, the limit is {limit}", size=size, limit=limit)
         return None
+
+    def unknown_provider(self, name: str) -> Fault:
+        """There is no provider of this name."""
+        return _unknown("provider", name, self.providers)
 
     def _refuse_retries(self, submit: Submit) -> Fault | None:
         """The fault in what a request says of further calls, or None."""
@@ -148,11 +153,21 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
                 return bad_input(param, f"must be provider/model, got {name[:80]!r}")
             entry = self.providers.get(provider)
             if entry is None:
-                return msgspec.structs.replace(_unknown("provider", provider, self.providers), param=param)
+                return msgspec.structs.replace(self.unknown_provider(provider), param=param)
+            if submit.operation not in entry.rules.operations:
+                return bad_input(param, f"does not serve {submit.operation}: {name[:80]!r}")
             if model not in entry.models and not entry.any_model:
                 unknown = _unknown("model", model, entry.models, of=f" of provider {provider!r}")
                 return msgspec.structs.replace(unknown, param=param)
         return None
+
+
+def _refuse_model(submit: Submit, entry: ProviderEntry) -> Fault | None:
+    if len(submit.model) > MAX_MODEL_NAME:
+        return bad_input("model", f"has {len(submit.model)} characters, the limit is {MAX_MODEL_NAME}")
+    if submit.model not in entry.models and not entry.any_model:
+        return _unknown("model", submit.model, entry.models, of=f" of provider {submit.provider!r}")
+    return None
 
 
 def given_timeouts(submit: Submit) -> GivenTimeouts:

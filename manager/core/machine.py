@@ -340,6 +340,7 @@ class Core:
             request.payload,
             timeouts.first_token if timeouts else None,
             timeouts.idle if timeouts else None,
+            request.operation,
         )
         effects.append(ToWorker(worker, order))
 

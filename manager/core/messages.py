@@ -9,7 +9,7 @@ with an integer tag. Payloads and results are opaque bytes to the supervisor: it
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,6 +20,8 @@ PROTOCOL_VERSION = 4
 """Raised with every change of meaning below; both sides of a handshake must have the same."""
 
 
+Operation = Literal["chat", "embeddings", "models"]
+"""What is asked of a provider: an answer to messages, vectors for texts, the list of its models."""
 PLACE_BYTES = 64 * 1024
 """Payload and metadata that a promised place in the queue holds; larger submits ask."""
 
@@ -51,6 +53,7 @@ class Submit(_Message, frozen=True, tag=1):
     """Targets to go on with, as `provider/model`; None takes the settings'."""
     retry_in_doubt: bool = False
     """Whether a call that may have been billed, or whose stream had begun, may be made again."""
+    operation: Operation = "chat"
 
 
 class Cancel(_Message, frozen=True, tag=2):
@@ -177,6 +180,7 @@ class Dispatch(_Message, frozen=True, tag=1):
     payload: bytes
     first_token_timeout: float | None = None
     idle_timeout: float | None = None
+    operation: Operation = "chat"
 
 
 class CancelCall(_Message, frozen=True, tag=2):

@@ -21,7 +21,7 @@ SO_FAR_KEY: Final = "callpool_so_far"
 """What the earlier calls of a request have brought, between its workers. No parameter may have either name."""
 MAX_CACHE_ID: Final = 256
 """Characters."""
-MAX_ATTEMPTS: Final = 100
+MAX_JOINED_ANSWERS: Final = 100
 """Answers joined into one: each is a call of its own, and is billed."""
 MAX_TOKENS: Final = 10_000_000
 
@@ -102,6 +102,9 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[object], bool]]]] = {
     "reset_cache_ttl": ("true or false", _is_flag),
     "async_task": ("true or false", _is_flag),
     "enable_continuation": ("true or false", _is_flag),
-    "max_continuation_attempts": (f"a whole number from 1 to {MAX_ATTEMPTS}", _is_whole_number(MAX_ATTEMPTS)),
+    "max_continuation_attempts": (
+        f"a whole number from 1 to {MAX_JOINED_ANSWERS}",
+        _is_whole_number(MAX_JOINED_ANSWERS),
+    ),
     "max_total_tokens": (f"a whole number from 1 to {MAX_TOKENS}", _is_whole_number(MAX_TOKENS)),
 }

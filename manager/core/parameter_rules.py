@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard
 import msgspec
 
 from callpool.manager.core.faults import Fault, bad_input
+from callpool.manager.core.messages import Operation
 from callpool.manager.core.strict import printable
 
 if TYPE_CHECKING:
@@ -172,6 +173,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=
     parameters: dict[str, Rule] = {}
     """What is right wherever a request goes: holds besides what an entry says."""
     models: tuple[ModelRules, ...] = ()
+    operations: tuple[Operation, ...] = ("chat",)
+    """What the provider can be asked for."""
     drops: bool = False
     """Whether a parameter that the provider does not let a request choose is left out, instead of refusing the request."""
 

@@ -70,6 +70,7 @@ class Request:
         "metadata",
         "metadata_bytes",
         "model",
+        "operation",
         "payload",
         "payload_bytes",
         "phases",
@@ -114,6 +115,7 @@ class Request:
         self.released = False
         """Whether the holder is done with the session, so that it is only history."""
         self.stream = submit.stream
+        self.operation = submit.operation
         self.timeout = timeout
         self.timeouts: Timeouts | None = None
         """Of a call: all of them, the one above included."""

@@ -319,7 +319,7 @@ def test_those_in_use_are_warm_enough() -> None:
             assert inner is not None
             assert await inner.keep_warm(URL(url), 2, 0.0) is None
             assert (server.connections, counts_of(provider).warmed) == (2, 0)
-            assert await inner.keep_warm(provider._url, 3, 0.0) is None
+            assert await inner.keep_warm(provider._urls["chat"], 3, 0.0) is None
             assert (server.connections, counts_of(provider).warmed, counts_of(provider).idle) == (3, 1, 1)
             may_answer.set()
             await asyncio.gather(*calls)
@@ -384,7 +384,7 @@ def test_an_address_that_failed_is_looked_up_again_by_the_same_call() -> None:
                 target = URL(f"http://p.test:{here.port}/v1")
 
                 async def post() -> None:
-                    async with await subject.post(target, b"{}") as reply:
+                    async with await subject.send(target, b"{}") as reply:
                         await reply.read_all(1000)
                     await until(lambda: subject.counts().open == 0)  # type: ignore[union-attr]
 

@@ -10,7 +10,7 @@ import pytest
 from callpool.manager.errors import ConfigError, CredentialMissing
 from callpool.manager.kinds import located
 from callpool.manager.settings import Kind, ModelSettings, ProviderSettings
-from callpool.workers.providers.openai_compatible import OpenAICompatible, chat_url
+from callpool.workers.providers.openai_compatible import OpenAICompatible, service_url
 from callpool.workers.providers.registry import make_provider
 from callpool.workers.providers.scripted import Scripted
 from callpool.workers.providers.secret import Secret
@@ -72,7 +72,7 @@ def test_the_local_model_has_an_address_only_once_it_runs() -> None:
 )
 def test_addresses_that_are_refused(base_url: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        chat_url(base_url, "/chat/completions")
+        service_url(base_url, "/chat/completions")
     assert caught.value.param == "base_url"
     assert "password@" not in str(caught.value)
 
@@ -81,7 +81,7 @@ def test_addresses_that_are_refused(base_url: str) -> None:
     "root", ["http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000/v1//"]
 )
 def test_a_slash_at_the_end_makes_no_difference(root: str) -> None:
-    assert str(chat_url(root, "/chat/completions")) == "http://127.0.0.1:8000/v1/chat/completions"
+    assert str(service_url(root, "/chat/completions")) == "http://127.0.0.1:8000/v1/chat/completions"
 
 
 def test_an_unknown_fault_is_refused() -> None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from callpool.manager.core.messages import Operation
 from callpool.manager.core.options import NO_OPTIONS, Options
 from callpool.manager.core.pools import PoolCounts
 
@@ -36,7 +37,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """Of a stream: seconds from `started` to the first chunk that brings anything."""
     idle_timeout: float | None = None
     """Of a stream: seconds from one chunk that brings anything to the next."""
-    messages: list[dict[str, Any]]
+    operation: Operation = "chat"
+    messages: list[dict[str, Any]] = []
+    """Of a chat."""
     parameters: dict[str, Any] = {}
     """Everything else of the request's body, passed to the provider as it is (`temperature`, `max_tokens`, `tools`, …)."""
     options: Options = NO_OPTIONS
@@ -56,6 +59,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     provider: str = ""
     """Who answered, by the name in the configuration; a fallback is another one than the request named. Set by the worker."""
     model: str = ""
+    embeddings: list[list[float]] | None = None
+    """One vector a text, where vectors were asked for."""
+    models: list[dict[str, Any]] | None = None
+    """The provider's own list, where it was asked for."""
     continuation: dict[str, Any] | None = None
     """Of an answer that was cut at the length limit, where the request asked for more: `answers` joined, `total_tokens`,
     `is_complete`, `was_truncated`, and `why` it still is."""

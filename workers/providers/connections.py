@@ -68,7 +68,7 @@ class Connections:
         self._warming: asyncio.Task[None] | None = None
 
     async def take_place(self) -> None:
-        """Wait until a connection for one `post` is free, or can be opened: here nothing has begun yet. Then `leave_place`."""
+        """Wait until a connection for one exchange is free, or can be opened: here nothing has begun yet. Then `leave_place`."""
         if not self._places.locked():
             await self._places.acquire()
             return
@@ -82,12 +82,13 @@ class Connections:
         """The exchange is over: the next may begin."""
         self._places.release()
 
-    async def post(self, url: URL, body: bytes) -> Reply:
-        """Send one request and wait for the head of its answer. Raises `ConnectionFailed`; no redirect is followed."""
+    async def send(self, url: URL, body: bytes | None = None) -> Reply:
+        """POST a body, or GET without one, and wait for the head of the answer. Raises `ConnectionFailed`; follows no redirect."""
         session = self._session or self._open()
-        data = body if len(body) < BIG_BODY else io.BytesIO(body)
+        data = body if body is None or len(body) < BIG_BODY else io.BytesIO(body)
+        method = "GET" if body is None else "POST"
         try:
-            return Reply(await session.post(url, data=data, allow_redirects=False))
+            return Reply(await session.request(method, url, data=data, allow_redirects=False))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             failure = _request_failed(error)
         raise failure  # outside of `except`: the library's exception holds the request's headers, and with them the key
@@ -151,6 +152,7 @@ class Reply:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
+        self.is_good = 200 <= response.status < 300
         self.headers: Mapping[str, str] = response.headers
         self.content_type = response.content_type
 

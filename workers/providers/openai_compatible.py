@@ -3,8 +3,8 @@
 No retries, no deadlines, no redirects here: each call is one exchange, and whoever asked decides what a failure means.
 What services do differently is data, in `presets`.
 
-    call ─► body ─► post ─► Reply ─┬─ status not 2xx ───► refused()
-                                   ├─ plain: read_all ──► read_completion ─► Answer
+    call ─► body ─► send ─► Reply ─┬─ status not 2xx ───► refused()
+                                   ├─ plain: read_all ──► read_completion ─► Answer      (or embeddings, models)
                                    └─ stream: SseDecoder ─► Joined ─┬─ chunk by chunk to `progress`
                                                                     └─► read_completion ─► Answer
 """
@@ -30,6 +30,8 @@ from callpool.workers.providers.connections import ConnectionFailed, Connections
 from callpool.workers.providers.presets import Preset
 from callpool.workers.providers.secret import Secret
 from callpool.workers.providers.sse import MAX_EVENT_BYTES, EventTooLarge, SseDecoder
+from callpool.workers.providers.tasks import FIRST_LOOK, LONGEST_PAUSE, has_ended, result_url
+from callpool.workers.providers.vectors import read_embeddings, read_models
 from callpool.workers.providers.wording import describe
 
 MAX_REFUSAL_BYTES = 64 << 10
@@ -85,7 +87,7 @@ class OpenAICompatible:
         Without a key no `Authorization` is sent. Raises `ConfigError`.
         """
         self._preset = preset
-        self._url = chat_url(base_url, preset.chat_path)
+        self._urls = {name: service_url(base_url, path) for name, path in preset.paths.items()}
         self._bounds = bounds
         self._warm = warm
         self._connections = Connections(_headers(preset, key), limit, keep_alive=keep_alive)
@@ -103,18 +105,16 @@ class OpenAICompatible:
             self._connections.leave_place()
 
     async def _exchange(
-        self, call: Call, body: bytes, joined: Joined | None, progress: Progress, last_call: float
+        self, call: Call, body: bytes | None, joined: Joined | None, progress: Progress, last_call: float
     ) -> Answer:
         failure: ProviderError
         try:
-            async with await self._connections.post(self._url, body) as reply:
-                if not 200 <= reply.status < 300:
-                    progress.whole()  # what still comes are words that explain it
-                    failure = await self._refused(call, reply, last_call)
-                elif joined is None or reply.content_type in NO_STREAM:
-                    return await self._read_plain(call, reply, progress)
-                else:
+            if call.options.async_task:
+                return await self._run_task(call, body, progress, last_call)
+            async with await self._connections.send(self._urls[call.operation], body) as reply:
+                if joined is not None and reply.is_good and reply.content_type not in NO_STREAM:
                     return await self._read_stream(call, reply, joined, progress, last_call)
+                return await self._read_plain(call, reply, progress, last_call)
         except ConnectionFailed as lost:
             partial = joined.text if joined else None
             failure = failures.unreachable(call, lost.phase, lost.reason, retryable=lost.retryable, partial=partial)
@@ -127,7 +127,7 @@ class OpenAICompatible:
     def warm(self) -> None:
         """Begin to open connections ahead of the calls, where that was asked for."""
         if self._warm > 0:
-            self._connections.warm(self._url, self._warm)
+            self._connections.warm(self._urls["chat"], self._warm)
 
     def stop_warming(self) -> None:
         """Open none ahead any more."""
@@ -141,9 +141,14 @@ class OpenAICompatible:
         """Close every connection."""
         await self._connections.close()
 
-    def _body(self, call: Call) -> bytes:
-        extra = self._preset.stream_parameters if call.stream else {}
-        body = {**extra, **call.parameters, "model": call.model, "messages": call.messages, "stream": call.stream}
+    def _body(self, call: Call) -> bytes | None:
+        """What is sent; None asks without a body."""
+        if call.operation == "models":
+            return None
+        body = {**call.parameters, "model": call.model}
+        if call.operation == "chat":
+            extra = self._preset.stream_parameters if call.stream else {}
+            body = {**extra, **body, "messages": call.messages, "stream": call.stream}
         try:
             return msgspec.json.encode(body)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -159,24 +164,50 @@ class OpenAICompatible:
             scope="request",
         )
 
-    async def _refused(self, call: Call, reply: Reply, last_call: float) -> ProviderError:
-        body = await reply.read_what_comes(MAX_REFUSAL_BYTES, min(_now() + REFUSAL_WAIT, last_call))
-        refusal = failures.read_refusal(body, reply.status, reply.headers)
-        return failures.refused(self._preset, call, refusal, now=time.time())
-
-    async def _read_plain(self, call: Call, reply: Reply, progress: Progress) -> Answer:
+    async def _read_object(self, call: Call, reply: Reply, progress: Progress, last_call: float) -> dict[str, Any]:
+        """The whole answer as an object; what is a refusal is raised."""
+        if not reply.is_good:
+            progress.whole()  # what still comes are words that explain it
+            words = await reply.read_what_comes(MAX_REFUSAL_BYTES, min(_now() + REFUSAL_WAIT, last_call))
+            refusal = failures.read_refusal(words, reply.status, reply.headers)
+            raise failures.refused(self._preset, call, refusal, now=time.time())
         body = await reply.read_all(self._bounds.answer)
         if body is None:
             raise Malformed(f"it is longer than {self._bounds.answer} bytes")
         try:
-            completion = _decode(body)
+            answered = _decode(body)
         except Malformed as malformed:
             raise Malformed(f"{malformed} (content type {reply.content_type}, {len(body)} bytes)") from None
-        self._check_refusal(call, completion, reply)
-        answer = self._checked(call, read_completion(completion, self._preset.usage))
+        self._check_refusal(call, answered, reply)
+        return answered
+
+    async def _read_plain(self, call: Call, reply: Reply, progress: Progress, last_call: float) -> Answer:
+        body = await self._read_object(call, reply, progress, last_call)
+        if call.operation != "chat":
+            return read_embeddings(body) if call.operation == "embeddings" else read_models(body)
+        answer = self._checked(call, read_completion(body, self._preset.usage))
         if call.stream and answer.content:
             await progress.chunk(answer.content, None)
         return answer
+
+    async def _run_task(self, call: Call, body: bytes | None, progress: Progress, last_call: float) -> Answer:
+        """Leave the request with the service, and look for its answer: what breaks while we only look loses nothing."""
+        async with await self._connections.send(self._urls["task"], body) as reply:
+            order = await self._read_object(call, reply, progress, last_call)
+        url = result_url(self._urls["result"], order)
+        pause = FIRST_LOOK
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                async with await self._connections.send(url) as reply:
+                    task = await self._read_object(call, reply, progress, last_call)
+            except (ConnectionFailed, ProviderError) as error:
+                if not error.retryable:
+                    raise
+                continue
+            if has_ended(task):
+                return self._checked(call, read_completion(task, self._preset.usage))
 
     async def _read_stream(
         self, call: Call, reply: Reply, joined: Joined, progress: Progress, last_call: float
@@ -225,10 +256,10 @@ class OpenAICompatible:
         return answer
 
 
-def chat_url(base_url: str, chat_path: str) -> URL:
-    """The address of the chat endpoint. Raises `ConfigError` for anything but a plain http(s) root."""
+def service_url(base_url: str, path: str) -> URL:
+    """The address of an endpoint. Raises `ConfigError` for anything but a plain http(s) root."""
     try:
-        url = URL(base_url.rstrip("/") + chat_path)
+        url = URL(base_url.rstrip("/") + path)
     except ValueError:
         url = URL()
     if url.scheme not in ("http", "https") or not url.host or url.query_string or url.fragment:

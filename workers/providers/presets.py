@@ -40,11 +40,15 @@ def find_usage(body: dict[str, Any]) -> dict[str, Any] | None:
     return usage if isinstance(usage, dict) and usage else None
 
 
+PATHS: Mapping[str, str] = {"chat": "/chat/completions", "embeddings": "/embeddings", "models": "/models"}
+
+
 @dataclass(frozen=True)
 class Preset:
     """One kind of service. Every field has the base's behaviour as its default."""
 
-    chat_path: str = "/chat/completions"
+    paths: Mapping[str, str] = field(default_factory=lambda: PATHS)
+    """By operation, and for steps of one; below the root."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Sent with each request, besides those of the base."""
     stream_parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +100,7 @@ KIMI = Preset(
 )
 
 GLM = Preset(
+    paths={**PATHS, "task": "/async/chat/completions", "result": "/async-result"},
     # Streams carry their usage unasked, and the API's own list of parameters has no `stream_options`.
     verdicts={
         **dict.fromkeys(("1000", "1001", "1002", "1003", "1004"), BAD_KEY),

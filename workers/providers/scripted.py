@@ -7,6 +7,8 @@ timer, no task and no turn of the event loop. Its tokens are words.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ from callpool.workers.providers.script_faults import FAULTS, check_fault
 
 __all__ = ["FAULTS", "Scripted", "check_fault"]
 
+VECTOR_SIZE = 8
 _WORD = re.compile(r"\S+\s*|\s+")
 _ECHO = ModelSettings()
 
@@ -45,6 +48,8 @@ class Scripted:
 
     async def call(self, call: Call, progress: Progress) -> Answer:
         """Play the model's script: delay, then chunks where the call streams, then the answer or the fault."""
+        if call.operation == "models":
+            return Answer(content="", models=[{"id": name, "object": "model"} for name in self._models])
         script = self._models.get(call.model, _ECHO)
         fails = script.error is not None and self._still_fails(call.model, script)
         if call.stream or script.delay > 0 or fails:
@@ -57,6 +62,8 @@ class Scripted:
             await _send_chunks(call, script, text, progress, whole=not fails)
         if fails and script.error is not None:
             await FAULTS[script.error](call)
+        if call.operation == "embeddings":
+            return _vectors(call)
         return _answer(call, text)
 
     def warm(self) -> None:
@@ -85,6 +92,24 @@ class Scripted:
         if script.reply is not None:
             return script.reply
         return text_of(call.messages[-1].get("content")) if call.messages else ""
+
+
+def _vectors(call: Call) -> Answer:
+    """A vector of length 1 for each text: the same text always has the same."""
+    given = call.parameters.get("input")
+    texts = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    words = sum(len(str(text).split()) for text in texts)
+    return Answer(
+        content="",
+        embeddings=[_vector(str(text)) for text in texts],
+        usage={"prompt_tokens": words, "total_tokens": words},
+    )
+
+
+def _vector(text: str) -> list[float]:
+    numbers = [byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:VECTOR_SIZE]]
+    length = math.hypot(*numbers)
+    return [number / length for number in numbers]
 
 
 async def _send_chunks(call: Call, script: ModelSettings, text: str, progress: Progress, *, whole: bool) -> None:
