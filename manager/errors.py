@@ -253,7 +253,10 @@ class CredentialMissing(CallpoolError, RuntimeError):
 
 
 class RequestTimeout(CallpoolError, TimeoutError):
-    """The call reached a deadline, `which` tells the one, and was ended at the provider (`sent`: if it had got so far): raise it, or ask for less."""
+    """The call reached a deadline, `which` tells the one, and was ended at the provider: raise it, or ask for less.
+
+    `sent` is False for a call that a worker never sent: it only waited for a connection.
+    """
 
     code = "timeout"
 
