@@ -214,8 +214,8 @@ def reset(transport: asyncio.Transport) -> None:
 def make_socket(address: tuple[Any, ...]) -> socket.socket:
     """A socket that notices a dead peer: a long answer may be minutes of silence, in which routers forget connections.
 
-    The probes keep such a connection alive, or end it; the user time-out ends one whose peer takes no more bytes, which
-    otherwise would outlive even its cancelled call while bytes wait to be sent.
+    The probes keep such a connection alive, or end it; the user time-out ends one whose peer takes no more bytes, long before
+    the deadline of a long call does.
     """
     family, kind, protocol = address[:3]
     sock = socket.socket(family, kind, protocol)
