@@ -17,6 +17,7 @@ __all__ = [
     "BrokenAnswer",
     "CallpoolError",
     "CapacityExceeded",
+    "CircuitOpen",
     "ConfigError",
     "ConfigMismatch",
     "ConnectionLost",
@@ -253,10 +254,7 @@ class CredentialMissing(CallpoolError, RuntimeError):
 
 
 class RequestTimeout(CallpoolError, TimeoutError):
-    """The call reached a deadline, `which` tells the one, and was ended at the provider: raise it, or ask for less.
-
-    `sent` is False for a call that a worker never sent: it only waited for a connection.
-    """
+    """The call reached a deadline, `which` tells the one, and was ended (at the provider, where `sent`): raise it, or ask for less."""
 
     code = "timeout"
 
@@ -346,6 +344,12 @@ class ProviderOverloaded(ProviderError):
     """The provider has no capacity at the moment, whoever asks: try again later, or another model."""
 
     code = "provider_overloaded"
+
+
+class CircuitOpen(ProviderError):
+    """The provider failed for request after request, so callpool left it alone for a while: see the cause in the message."""
+
+    code = "circuit_open"
 
 
 class BrokenAnswer(ProviderError):
