@@ -571,6 +571,29 @@ def test_rules_of_no_kind_let_everything_pass() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("rule", "good", "bad", "said"),
+    [
+        (Rule(least=1), [1, 10**30, 1.0, "x"], [0, 0.9], "must be 1 or more, got 0"),
+        (Rule(most=1), [1, -(10**30), True], [2, 1.1], "must be at most 1, got 2"),
+        (Rule(least=0, most=1), [0, 1, 0.5], [-1, 2], "must be from 0 to 1, got -1"),
+        (Rule(choices=("a",)), ["a"], ["b", 1, ["a"]], "must be a, got 'b'"),
+        (Rule(min_items=1, max_items=2), ["x", ["x"], ["x", "x"]], [[]], "at least 1 items, got 0"),
+        (Rule(max_bytes=2), ["é", ["aa", 5], 12345], ["éa", ["a", "\ud800"]], "at most 2 bytes each, one has 3"),
+        (Rule(types=("flag", "text")), [True, "x"], [1, None], "must be true or false or text, got 1"),
+        (Rule(fixed="x"), ["x"], ["y", None], "is fixed at x by the provider, got 'y': leave it out"),
+        (Rule(unsupported=True, why="it is gone"), [], [1], "is not supported by the provider: it is gone"),
+        (Rule(choices=("a",), why="it is so"), ["a"], ["b"], "must be a, got 'b': it is so"),
+    ],
+)
+def test_each_part_of_a_rule(rule: Rule, good: list[Any], bad: list[Any], said: str) -> None:
+    assert [value for value in good if rule.refuse("p", value) is not None] == []
+    found = [rule.refuse("p", value) for value in bad]
+    assert None not in found
+    assert found[0] is not None
+    assert said in found[0].message
+
+
 def test_rules_of_a_model_alone_leave_types_to_the_provider() -> None:
     found = Rules(models=(ModelRules(names=("*",), max_output=5),))
     assert check(found, "m", HELLO, {"max_tokens": "many"}) is None
