@@ -35,8 +35,8 @@ def test_what_an_account_drops_is_in_the_answer(stream: bool) -> None:  # noqa: 
         supervisor.connect() as client,
     ):
         handle = client.submit(**ask(temperature=0.3, n=2, top_p=0.95), stream=stream)
-        assert handle.result(HANG)["dropped_parameters"] == ["temperature", "n"]
-        assert "dropped_parameters" not in client.submit(**ask(temperature=1), stream=stream).result(HANG)
+        assert handle.result(HANG)["metadata"]["dropped_parameters"] == ["temperature", "n"]
+        assert "dropped_parameters" not in client.submit(**ask(temperature=1), stream=stream).result(HANG)["metadata"]
 
 
 def test_what_an_account_refuses_is_refused_in_the_caller_and_never_sent() -> None:
