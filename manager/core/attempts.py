@@ -77,7 +77,8 @@ class Attempts:
 
     def dispatched(self, request: Request, now: Now) -> float:
         """A call goes out; the seconds that are left for it."""
-        self.circuits.begin(request.target, request.request_id)
+        if self.circuits.any_open:
+            self.circuits.begin(request.target, request.request_id)
         route = request.route
         if route is None:
             return request.timeout
@@ -91,8 +92,10 @@ class Attempts:
     def goes_on(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> bool:
         """The call of a request has ended; whether another one follows."""
         self._learn(request, fault, now, effects)
+        if fault is None:
+            return False
         route = request.route
-        if fault is None or route is None or route.deadline is None or request.ending is not None:
+        if route is None or route.deadline is None or request.ending is not None:
             return False
         delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
         plan = self.retries.plan(
@@ -139,7 +142,8 @@ class Attempts:
 
     def leave(self, request: Request) -> None:
         """Its call is over, whatever it came to: a circuit that it probed may be probed again."""
-        self.circuits.leave(request.target, request.request_id)
+        if self.circuits.any_open:
+            self.circuits.leave(request.target, request.request_id)
 
     def tick(self, now: Now) -> None:
         """Time passed: rests are over, and so are pauses of circuits."""
@@ -149,12 +153,13 @@ class Attempts:
 
     def next_due(self) -> float | None:
         """Monotonic seconds at which a `Tick` is due, or None."""
-        rest, pause = self.rests.next(), self.circuits.next_wake() if len(self._core.scheduler) else None
+        rest = self.rests.next()
+        pause = self.circuits.next_wake() if self.circuits.any_open and len(self._core.scheduler) else None
         return rest if pause is None or (rest is not None and rest < pause) else pause
 
     def redirect(self, request: Request, now: Now) -> None:
         """Aim a request that is not in the queue yet, and whose target is shut, at the next one that is not, if there is one."""
-        target = self._other_target(request, now)
+        target = self._other_target(request, now) if self.circuits.any_open else None
         if target is not None:
             self._aim(request, target)
 
@@ -178,15 +183,14 @@ class Attempts:
 
     def _learn(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> None:
         """What the end of a call says of its target."""
-        target = request.target
         if fault is None:
             self.retries.completed(request.provider)
-        if fault is None or not self._is_trouble(request, fault):
-            if fault is None or "scope" in fault.details:  # else it says nothing: it was cancelled, or ours
-                self.circuits.works(target)
-            return
-        if self.circuits.fails(target, request.request_id, fault, now.monotonic):
-            self._opened(target, now, effects)
+            self.circuits.works(request.target)
+        elif self._is_trouble(request, fault):
+            if self.circuits.fails(request.target, request.request_id, fault, now.monotonic):
+                self._opened(request.target, now, effects)
+        elif "scope" in fault.details:  # else it says nothing: it was cancelled, or the fault is ours
+            self.circuits.works(request.target)
 
     def _is_trouble(self, request: Request, fault: Fault) -> bool:
         """Whether a fault is the provider's trouble, and not this request's or this account's."""
@@ -256,6 +260,7 @@ class Attempts:
 
     def _aim(self, request: Request, target: Target) -> None:
         """From now on its calls go there."""
+        request.target = target
         request.provider, request.model = target
         route = request.route
         if route is not None:

@@ -108,6 +108,8 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
         named = submit.fallbacks
         if named is None:
             named = entry.model_fallbacks.get(submit.model, entry.fallbacks)
+        if not named:
+            return []
         targets = dict.fromkeys(Target(*name.split("/", 1)) for name in named)
         return [target for target in targets if target != (submit.provider, submit.model)]
 
@@ -142,7 +144,9 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             return bad_input(
                 "max_attempts", f"must be from 1 to {MAX_ATTEMPTS}, got {submit.max_attempts}", limit=MAX_ATTEMPTS
             )
-        named = submit.fallbacks or ()
+        named = submit.fallbacks
+        if not named:
+            return None
         if len(named) > MAX_FALLBACKS:
             limit = MAX_FALLBACKS
             return bad_input("fallbacks", f"has {len(named)} entries, the limit is {limit}", limit=limit)

@@ -70,6 +70,11 @@ class Circuits:
         self.opened = 0
         """How often one opened, or opened again."""
 
+    @property
+    def any_open(self) -> bool:
+        """Whether any is; where none is, nothing else need be asked."""
+        return bool(self._open)
+
     def is_shut(self, target: Target, now: float) -> bool:
         """Whether no call may go there now: it is open, and pausing or being probed."""
         if target not in self._open:

@@ -383,7 +383,9 @@ def _text_bytes(*texts: str | None) -> int:
 
 
 def _attempts_bytes(request: Request) -> int:
-    tried = request.route.tried if request.route else ()
+    tried = request.route.tried if request.route else None
+    if not tried:
+        return 0
     return sum(ATTEMPT_BYTES + _text_bytes(each.provider, each.model, each.message) for each in tried)
 
 

@@ -201,8 +201,10 @@ class Core:
 
     def next_deadline(self) -> float | None:
         """Monotonic seconds at which a `Tick` is due, or None."""
-        dues = (self.deadlines.next(), self.leases.next(), self.attempts.next_due())
-        due = min((each for each in dues if each is not None), default=None)
+        due = self.deadlines.next()
+        for other in (self.leases.next(), self.attempts.next_due()):
+            if other is not None and (due is None or other < due):
+                due = other
         if self.drain is not None and not self.drain.reported:
             drain_due = self.drain.deadline if self.drain.give_up_at is None else self.drain.give_up_at
             due = drain_due if due is None else min(due, drain_due)
@@ -296,10 +298,10 @@ class Core:
         """Move requests from the queue to workers while pool, account and workers have room."""
         if not len(self.scheduler):
             return
-        is_shut, has_slot, time = self.attempts.circuits.is_shut, self.ledger.has_slot, now.monotonic
+        circuits, has_slot, time = self.attempts.circuits, self.ledger.has_slot, now.monotonic
 
         def can_take(target: Target) -> bool:
-            return has_slot(target.provider) and not is_shut(target, time)
+            return has_slot(target[0]) and not (circuits.any_open and circuits.is_shut(target, time))
 
         while self.by_worker and self.sessions.has_room and len(self.scheduler):
             request = self.scheduler.next_for(can_take)

@@ -84,6 +84,7 @@ class Request:
         "session_id",
         "state",
         "stream",
+        "target",
         "timeout",
         "timeouts",
         "tries",
@@ -103,6 +104,8 @@ class Request:
         self.client = client
         self.provider = submit.provider
         self.model = submit.model
+        self.target = Target(submit.provider, submit.model)
+        """The two above: where its calls go."""
         self.payload = submit.payload
         self.payload_bytes = len(submit.payload)
         self.kind = kind
@@ -137,11 +140,6 @@ class Request:
         self.route: Route | None = None
         """Of a call: what it may still try, and what it has tried."""
         self.phases: list[tuple[Phase, Now]] = []
-
-    @property
-    def target(self) -> Target:
-        """Where its calls go."""
-        return Target(self.provider, self.model)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
