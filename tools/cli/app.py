@@ -13,6 +13,7 @@ from callpool.tools.cli import failures, terminal
 from callpool.tools.cli.chat import chat
 from callpool.tools.cli.check import check
 from callpool.tools.cli.health import health
+from callpool.tools.cli.models import models
 from callpool.tools.cli.sessions import sessions
 from callpool.tools.cli.start import start
 from callpool.tools.cli.status import show, status, workers
@@ -46,7 +47,7 @@ def build() -> typer.Typer:
     """The program as typer knows it."""
     app = typer.Typer(help=_HELP, no_args_is_help=True, context_settings=_SETTINGS, pretty_exceptions_enable=False)
     app.callback(help=_HELP)(_root)
-    for command in (start, submit, chat, show, status, sessions, workers, health, stop):
+    for command in (start, submit, chat, show, models, status, sessions, workers, health, stop):
         app.command()(command)
     config = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
     config.command()(check)

@@ -18,9 +18,12 @@ from callpool.tools.cli.options import (
     Parameters,
     Provider,
     System,
+    Thinking,
     Timeout,
+    WebSearch,
     as_messages,
     connect,
+    parse_options,
     parse_parameters,
 )
 from callpool.tools.cli.submit import cancel, in_doubt, print_text
@@ -50,6 +53,8 @@ def chat(
     timeout: Timeout = None,
     first_token_timeout: FirstToken = None,
     idle_timeout: Idle = None,
+    thinking: Thinking = None,
+    websearch: WebSearch = False,
     param: Parameters = None,
     address: Address = None,
 ) -> int:
@@ -68,6 +73,7 @@ def chat(
             timeout=timeout,
             first_token_timeout=first_token_timeout,
             idle_timeout=idle_timeout,
+            options=parse_options(thinking_mode=thinking, use_websearch=websearch, enable_continuation=True),
             **parameters,
         )
         if terminal.is_terminal(sys.stdin) and terminal.is_terminal(sys.stdout):

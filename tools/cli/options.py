@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 import callpool
+from callpool.manager.core.options import THINKING_MODES, Options
 from callpool.tools.cli import terminal
 
 if TYPE_CHECKING:
@@ -72,6 +73,20 @@ InDoubt = Annotated[
     bool,
     typer.Option("--retry-in-doubt", help="Call again also where the lost answer may be billed, or had begun to come."),
 ]
+Thinking = Annotated[
+    str | None,
+    typer.Option("--thinking", metavar="MODE", help=f"How much the model reasons: {', '.join(THINKING_MODES)}."),
+]
+WebSearch = Annotated[bool, typer.Option("--websearch", help="Let the provider's own web search be used.")]
+Continue = Annotated[
+    bool, typer.Option("--continue", help="Have an answer that stopped at the length limit continued, where possible.")
+]
+Task = Annotated[
+    bool, typer.Option("--task", help="Leave the request with the provider and ask for its answer, where possible.")
+]
+CacheId = Annotated[
+    str | None, typer.Option("--cache-id", metavar="ID", help="Share a cached beginning with requests of the same id.")
+]
 Metadata = Annotated[
     str | None, typer.Option("--metadata", metavar="JSON", help="An object that is kept with the session.")
 ]
@@ -132,6 +147,12 @@ def parse_metadata(given: str | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise typer.BadParameter("must be a JSON object, like '{\"job\": 7}'", param_hint="'--metadata'")
     return value
+
+
+def parse_options(**given: Any) -> Options | None:
+    """The options that were given, or None; what is wrong with one is told when it is submitted."""
+    named = {name: value for name, value in given.items() if value is not None and value is not False}
+    return Options(**named) if named else None
 
 
 def parse_seconds(given: float | None) -> float | None:

@@ -12,6 +12,8 @@ from callpool.tools.cli import failures, terminal
 from callpool.tools.cli.options import (
     Address,
     AsJson,
+    CacheId,
+    Continue,
     Fallbacks,
     FirstToken,
     Idle,
@@ -22,10 +24,14 @@ from callpool.tools.cli.options import (
     Parameters,
     Provider,
     System,
+    Task,
+    Thinking,
     Timeout,
+    WebSearch,
     as_messages,
     connect,
     parse_metadata,
+    parse_options,
     parse_parameters,
     read_prompt,
 )
@@ -57,6 +63,11 @@ def submit(
     metadata: Metadata = None,
     param: Parameters = None,
     system: System = None,
+    thinking: Thinking = None,
+    websearch: WebSearch = False,
+    continue_: Continue = False,
+    task: Task = False,
+    cache_id: CacheId = None,
     as_json: AsJson = False,
     address: Address = None,
 ) -> int:
@@ -67,6 +78,13 @@ def submit(
     """
     messages = as_messages(system, {"role": "user", "content": read_prompt(prompt)})
     extra, kept = parse_parameters(param), parse_metadata(metadata)
+    options = parse_options(
+        thinking_mode=thinking,
+        use_websearch=websearch,
+        enable_continuation=continue_,
+        async_task=task,
+        cache_id=cache_id,
+    )
     with connect(address) as client:
         handle = client.submit(
             provider=provider,
@@ -81,6 +99,7 @@ def submit(
             fallbacks=fallback,
             retry_in_doubt=retry_in_doubt,
             metadata=kept,
+            options=options,
             **extra,
         )
         try:

@@ -64,6 +64,25 @@ def show_workers(rows: list[dict[str, Any]]) -> None:
     print_parts(_workers(rows))
 
 
+def show_models(rows: list[dict[str, Any]]) -> None:
+    """The answer of `Client.models`, or a provider's own list."""
+    if not rows:
+        print_parts(Text("no model is listed: any name is passed on"))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("model", overflow="fold")
+    for name in ("context", "max output", "timeout"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        seconds = row.get("timeout")
+        table.add_row(
+            _text(f"{row['provider']}/{row['model']}"),
+            *(f"{row[name]:,}" if row.get(name) else "-" for name in ("context", "max_output")),
+            "-" if seconds is None else f"{seconds:g} s",
+        )
+    print_parts(table)
+
+
 def show_record(record: dict[str, Any]) -> None:
     """The answer of `Client.show`."""
     fields = pairs()
