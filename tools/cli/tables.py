@@ -220,9 +220,18 @@ def _accounts(rows: Iterable[dict[str, Any]]) -> Table:
             Text(gauge, style="yellow" if full else "green"),
             str(row["queued"]),
             _or_dash(connections and connections["open"]),
-            Text(terminal.one_line(f"closed: {row['closed']}" if row["closed"] else ""), style="yellow"),
+            Text(terminal.one_line(_account_note(row)), style="yellow"),
         )
     return table
+
+
+def _account_note(row: dict[str, Any]) -> str:
+    """Why less is done than could be: the account is closed, or circuits of its models are open."""
+    notes = [f"closed: {row['closed']}"] if row["closed"] else []
+    for circuit in row.get("circuits", ()):
+        when = "being probed" if circuit["state"] == "half_open" else f"left alone for {circuit['seconds_left']:.0f} s"
+        notes.append(f"{circuit['model']} {when}: {circuit['why']}")
+    return "; ".join(notes)
 
 
 def _model_servers(rows: Iterable[dict[str, Any]]) -> Table:

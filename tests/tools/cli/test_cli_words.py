@@ -110,7 +110,18 @@ FACTS: dict[str, Any] = {
         {"id": 0, "pid": None, "state": "down", "active": 0, "restarts": 3, "last_death": "was killed by SIGKILL " * 9},
     ],
     "accounts": [
-        {"name": "kimi", "active": 50, "limit": 50, "queued": 7, "closed": None, "connections": {"open": 53}},
+        {
+            "name": "kimi",
+            "active": 50,
+            "limit": 50,
+            "queued": 7,
+            "closed": None,
+            "connections": {"open": 53},
+            "circuits": [
+                {"model": "k3\x1b", "state": "open", "seconds_left": 4.2, "why": "it failed (HTTP 500)"},
+                {"model": "k2", "state": "half_open", "seconds_left": 0.0, "why": "so did this"},
+            ],
+        },
         {
             "name": "n" * 64,
             "active": 1,
@@ -143,6 +154,9 @@ def test_status_keeps_to_80_columns_and_loses_nothing(capsys: pytest.CaptureFixt
         "\\x1b",
     ):
         assert text in shown
+    notes = "".join(shown.split())
+    assert "leftalonefor4s:itfailed" in notes
+    assert "k2beingprobed:sodidthis" in notes
     assert "".join(shown.split()).count("n") >= 64
 
 
