@@ -70,6 +70,9 @@ class Conversation:
     def call(self) -> Call:
         """The call to make, as it may be sent. Raises `BadInput`."""
         so_far, order = self._so_far, self._order
+        if so_far.text and not self._rules.of(order.model).words.enable_continuation:
+            # It would take the beginning for an answer that was given, and answer anew.
+            raise BadInput(f"{SO_FAR_KEY} cannot be gone on with by {order.model!r}", param=SO_FAR_KEY)
         call = Call(
             request_id=order.request_id,
             attempt=order.attempt,

@@ -122,6 +122,7 @@ class Attempts:
         request.payload_bytes = len(report.payload)
         if request.route is not None:
             request.route.tries_here = 0
+            request.route.fallbacks.clear()  # nobody else can go on with what this one has begun
         self._requeue(request, Phase.CONTINUED, now)
         self._core.scheduler.push(request)
 

@@ -479,6 +479,15 @@ class TestParts:
         assert [(each.number, each.code) for each in record(b).attempts] == [(1, "length"), (2, "provider_error")]
         assert b.core.scheduler.queued_bytes == 0
 
+    def test_nobody_else_goes_on_with_what_one_has_begun(self) -> None:
+        """Another provider would take the beginning for an answer that was given, and the join would be wrong."""
+        b = bench(accounts={"a": 1, "b": 1})
+        b.submit("r", fallbacks=["b/m"])
+        b.start("r")
+        b.do(Reported(1, Continues("r", b.holder("r")[1], b"two")))
+        [end] = ends(fail(b, GONE))
+        assert end.fault == GONE
+
     def test_a_cancel_that_comes_with_a_part_ends_it(self) -> None:
         b = bench()
         b.submit("r")

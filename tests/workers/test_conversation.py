@@ -148,6 +148,13 @@ def test_what_grows_beyond_what_may_be_sent_stays_cut() -> None:
     assert "over 8388608 bytes" in continuation["why"]
 
 
+def test_a_provider_that_cannot_go_on_is_not_asked_to() -> None:
+    payload = at({"callpool": ON}).next_payload(cut("a"))
+    assert payload is not None
+    with pytest.raises(BadInput):
+        at(payload, GLM, "glm-5").call()
+
+
 def test_an_error_within_has_all_the_text_that_was_paid_for() -> None:
     payload = at({"callpool": ON}).next_payload(cut("One, "))
     assert payload is not None
