@@ -80,7 +80,7 @@ class Witness:
                 pool=POOL,
                 accounts=ACCOUNTS,
                 retry_rules=RetryRules(attempts=ATTEMPTS, first_wait=0.4),
-                circuit_rules=CircuitRules(failures=3, first_pause=2.0, longest_pause=4.0, patience=3.0),
+                circuit_rules=CircuitRules(failures=2, first_pause=1.0, longest_pause=2.0, patience=0.5),
             ),
             workers=0,
         )
