@@ -113,7 +113,6 @@ class Circuits:
         if target in self._open:
             if circuit.probe != request_id:
                 return False  # a call that began before it opened: it tells nothing new
-            circuit.probe = None
             self._pause(target, circuit, min(2 * circuit.pause, self.rules.longest_pause), now)
             return True
         circuit.failed.add(request_id)

@@ -167,6 +167,28 @@ class TestRetries:
         assert ends(fail(b, BUSY, "again")) == []
         assert len(ends(fail(b, BUSY, "again"))) == 1
 
+    def test_savings_have_a_bound(self) -> None:
+        b = bench(retry_rules=RetryRules(attempts=100, budget=1.0, first_wait=0.0))
+        retries = b.core.attempts.retries
+        b.submit("r")
+        fail(b, BUSY)
+        for _ in range(100):
+            retries.completed("a")
+        calls = 1
+        while not ends(fail(b, BUSY)):
+            calls += 1
+        assert calls == SAVINGS + 1
+
+    def test_a_pause_has_a_bound(self) -> None:
+        b = bench(retry_rules=RetryRules(attempts=10, first_wait=1.0, longest_wait=1.5))
+        b.submit("r")
+        waits = []
+        for _ in range(4):
+            fail(b, BUSY)
+            waits.append(record(b).attempts[-1].wait)
+            wake(b)
+        assert waits == [0.5, 0.75, 0.75, 0.75]
+
     def test_a_stream_that_had_begun_is_not_called_again(self) -> None:
         b = bench()
         b.submit("r", stream=True)
@@ -267,7 +289,15 @@ class TestEndsWhileItRests:
         assert orders(b.do(WorkerUp(2))) == [("a", "m", TIMEOUT)]
         [lost] = record(b).attempts
         assert (lost.code, lost.called) == ("worker_lost", False)
-        b.submit("s")
+
+    def test_calls_that_failed_are_no_lost_ones(self) -> None:
+        b = bench(retry_rules=RetryRules(attempts=5, first_wait=0.0))
+        b.submit("r")
+        for _ in range(3):
+            fail(b, BUSY)
+        b.do(WorkerDown(1, "died"))
+        assert b.state("r") == "queued"
+        assert len(orders(b.do(WorkerUp(2)))) == 1
 
 
 class TestFallbacks:
@@ -302,6 +332,12 @@ class TestFallbacks:
         b = bench(accounts={"a": 1, "b": 1})
         b.submit("r", fallbacks=["b/m"])
         assert len(ends(fail(b, BROKEN))) == 1
+
+    def test_each_target_is_called_once(self) -> None:
+        b = bench(accounts={"a": 1, "b": 1})
+        b.submit("r", fallbacks=["a/m", "b/m", "b/m"])
+        assert [o[0] for o in orders(fail(b, GONE))] == ["b"]
+        assert len(ends(fail(b, GONE))) == 1
 
     def test_a_fallback_waits_for_its_own_account(self) -> None:
         b = bench(accounts={"a": 1, "b": 1}, pool=3)
@@ -446,6 +482,23 @@ class TestCircuits:
         assert [o[0] for o in orders(b.submit("late", fallbacks=["d/m"]))] == ["d"], "also who comes later"
         assert b.core.ledger.accounts["d"].active == 1
 
+    def test_a_call_that_opens_it_goes_elsewhere_itself(self) -> None:
+        b = bench(circuit_rules=CircuitRules(failures=1), accounts={"a": 1, "b": 1})
+        b.submit("r", fallbacks=["b/m"])
+        assert [o[0] for o in orders(fail(b, BUSY))] == ["b"]
+
+    def test_a_call_from_before_tells_nothing_new(self) -> None:
+        b = bench(circuit_rules=self.RULES, retry_rules=self.ONCE, pool=10, accounts={"a": 5})
+        for name in ("x", "y", "late"):
+            b.submit(name)
+        fail(b, BUSY, "x")
+        fail(b, BUSY, "y")
+        b.time += 1.0
+        fail(b, BUSY, "late")
+        [circuit] = b.core.attempts.describe("a", b.time)["circuits"]
+        assert circuit["seconds_left"] == 4.0
+        assert b.core.attempts.circuits.opened == 1
+
     def test_zero_never_opens_one(self) -> None:
         b = bench(retry_rules=self.ONCE)
         for number in range(20):
@@ -487,6 +540,16 @@ class TestParts:
         b.do(Reported(1, Continues("r", b.holder("r")[1], b"two")))
         [end] = ends(fail(b, GONE))
         assert end.fault == GONE
+
+    def test_a_part_that_waits_counts_what_it_has_grown_to(self) -> None:
+        b = bench()
+        b.submit("r", payload=b"one")
+        b.start("r")
+        part = Reported(1, Continues("r", b.holder("r")[1], b"x" * 500))
+        b.core.apply_batch([part, WorkerDown(1, "died")], Now(b.time, b.time))
+        assert b.core.scheduler.queued_bytes == 502
+        b.do(WorkerUp(2))
+        assert b.core.scheduler.queued_bytes == 0
 
     def test_a_cancel_that_comes_with_a_part_ends_it(self) -> None:
         b = bench()
