@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -29,18 +30,46 @@ def uvloop_is_warm() -> None:
     uvloop.new_event_loop().close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def module_home(uvloop_is_warm: None) -> Iterator[None]:
+    """A home for what the fixtures of a whole module start: without one they would be in the user's own."""
+    with short_folder() as folder, clean_ground_at(folder), pytest.MonkeyPatch.context() as patch:
+        move_in(folder, patch)
+        yield
+
+
 @pytest.fixture
 def base_folder() -> Iterator[Path]:
-    """A private folder with a short path: the address of a Unix socket has at most 107 bytes, and `tmp_path` is long."""
-    folder = Path(tempfile.mkdtemp(prefix="cp-", dir="/tmp"))  # mkdtemp makes it private and unpredictable
-    yield folder
-    shutil.rmtree(folder)
+    """A private folder with a short path."""
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)
 def clean_ground(base_folder: Path, uvloop_is_warm: None) -> Iterator[None]:
     """Fail the test that leaves a process, a descriptor or a thread behind."""
-    runtime = base_folder / "run"
+    with clean_ground_at(base_folder):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_environment(base_folder: Path, clean_ground: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Homes of the test's own, and nothing of the user's: no configuration, no provider key, no proxy."""
+    move_in(base_folder, monkeypatch)
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder that goes away: the address of a Unix socket has at most 107 bytes, and `tmp_path` is long."""
+    folder = Path(tempfile.mkdtemp(prefix="cp-", dir="/tmp"))  # mkdtemp makes it private and unpredictable
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def clean_ground_at(folder: Path) -> Iterator[None]:
+    """Fail what leaves a process, a descriptor or a thread behind."""
+    runtime = folder / "run"
     runtime.mkdir(mode=0o700)
     untouched = runtime.stat().st_mtime_ns
     before = ground.survey()
@@ -51,21 +80,20 @@ def clean_ground(base_folder: Path, uvloop_is_warm: None) -> Iterator[None]:
     found = str(left)  # before the processes are gone, and their names with them
     ground.remove(left)
     if left:
-        pytest.fail(f"the test left behind:\n{found}", pytrace=False)
+        pytest.fail(f"left behind:\n{found}", pytrace=False)
 
 
-@pytest.fixture(autouse=True)
-def own_environment(base_folder: Path, clean_ground: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Homes of the test's own, and nothing of the user's: no configuration, no provider key, no proxy."""
-    home = base_folder / "home"
+def move_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let a supervisor that is started now live in this folder, without anything of the user's."""
+    home = folder / "home"
     home.mkdir(mode=0o700)
-    monkeypatch.setenv("CALLPOOL_HOME", str(home))
-    monkeypatch.setenv("CALLPOOL_RUNTIME_DIR", str(base_folder / "run"))
-    monkeypatch.setenv("CALLPOOL_KEY_LOCK_DIR", str(base_folder / "keys"))
-    monkeypatch.delenv("CALLPOOL_CONFIG", raising=False)
+    patch.setenv("CALLPOOL_HOME", str(home))
+    patch.setenv("CALLPOOL_RUNTIME_DIR", str(folder / "run"))
+    patch.setenv("CALLPOOL_KEY_LOCK_DIR", str(folder / "keys"))
+    patch.delenv("CALLPOOL_CONFIG", raising=False)
     for name in list(os.environ):
         if name.upper().endswith(("_API_KEY", "_PROXY")):
-            monkeypatch.delenv(name)
+            patch.delenv(name)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def provider(kind: Any, **settings: Any) -> ProviderSettings:
 
 def test_every_kind_in_the_data_is_one() -> None:
     assert set(KINDS) <= set(get_args(Kind))
-    assert KINDS == ["glm", "kimi", "openai"]
+    assert KINDS == ["glm", "kimi", "local", "openai", "scripted"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,8 +110,9 @@ def test_the_setting_that_drops_is_in_the_rules() -> None:
 
 def test_entries_of_other_platforms_do_not_travel() -> None:
     everywhere = [entry for entry in kind_facts("glm").models if not entry.platforms]
-    assert len(rules_of(provider("glm", platform="coding")).models) == len(everywhere)
-    assert len(rules_of(provider("glm", platform="china")).models) == len(everywhere) + 1
+    assert len(rules_of(provider("glm", platform="china")).models) == len(everywhere)
+    assert len(rules_of(provider("glm", platform="coding")).models) == len(everywhere) + 1
+    assert len(rules_of(provider("glm", platform="international")).models) == len(everywhere) + 2
     assert len(rules_of(provider("glm", base_url="https://gateway.example/v4")).models) == len(everywhere)
 
 
