@@ -7,7 +7,6 @@ CALLPOOL_LIVE_CONCURRENCY_KIMI (likewise _GLM and _OPENAI) choose the rest.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,13 +136,12 @@ def configuration(accounts: Iterable[Account], folder: Path) -> dict[str, Any]:
     return {"supervisor": {"workers": 1, "max_attempts": 2, "circuit_failures": 0}, "providers": providers}
 
 
-def own_environment(folder: Path) -> dict[str, str | None]:
-    """Variables for a supervisor with homes of its own, and None for those that it must not have.
+def own_environment(folder: Path) -> dict[str, str]:
+    """Variables for a supervisor with homes of its own.
 
     The place of the key locks is left as it is: a key that the user's own supervisor holds is refused.
     """
-    taken = [name for name in os.environ if name.upper().endswith(("_API_KEY", "_PROXY"))]
     own = {"CALLPOOL_HOME": folder / "home", "CALLPOOL_RUNTIME_DIR": folder / "run"}
     for place in own.values():
         place.mkdir(mode=0o700)
-    return {**dict.fromkeys([*taken, "CALLPOOL_CONFIG"]), **{name: str(place) for name, place in own.items()}}
+    return {name: str(place) for name, place in own.items()}

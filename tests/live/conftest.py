@@ -29,10 +29,7 @@ def serving(accounts: Iterable[Account], **environment: str) -> Iterator[dict[st
         stack.callback(shutil.rmtree, folder)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in (own_environment(folder) | environment).items():
-                if value is None:
-                    patch.delenv(name, raising=False)
-                else:
-                    patch.setenv(name, value)
+                patch.setenv(name, value)
             client = stack.enter_context(callpool.start(configuration(accounts, folder)))
         yield {each.kind: Target(client, each.kind, each.model, each.usual.options) for each in accounts}
 

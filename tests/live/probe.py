@@ -99,15 +99,17 @@ def _run(account: Account, ask: Any) -> tuple[Seen, int]:
     host, port = parts.hostname or "", parts.port or {"https": 443, "http": 80}[parts.scheme]
 
     async def main(addresses: list[str]) -> tuple[Seen, int]:
-        # Without keep-alive every connection ends with its answer, and none is left to the loop's end.
-        connector = aiohttp.TCPConnector(resolver=Resolved(addresses), force_close=True)
+        connector = aiohttp.TCPConnector(resolver=Resolved(addresses))
         async with aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=DEADLINE),
             headers={"Authorization": f"Bearer {account.key}"},
         ) as session:
             probe = Probe(account, session)
-            seen: Seen = await ask(probe, account)
+            try:
+                seen: Seen = await ask(probe, account)
+            finally:
+                await connector.close(abort_ssl=True)  # a slow goodbye would outlive the loop, and its socket with it
             return seen, probe.requests
 
     with network.reaching(host, port) as addresses:

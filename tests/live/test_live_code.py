@@ -140,6 +140,14 @@ def test_a_limit_is_met(kind: str, served: Served) -> None:
     assert [call.parameters[account.usual.one_token] for call in served.fakes[kind].log()[before:]] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("kind", ["openai"])
+def test_the_look_follows_no_redirect(kind: str, served: Served) -> None:
+    before = len(served.fakes[kind].log())
+    seen, _ = probe.look(dataclasses.replace(served.accounts[kind], model="fault-redirect_loop"))
+    assert 300 <= seen["chat"]["status"] < 400
+    assert len(served.fakes[kind].log()) == before + 1
+
+
 def test_of_headers_only_figures_are_kept() -> None:
     headers = {"X-RateLimit-Remaining": "7", "Retry-After": "1", "Msh-Uid": "12345", "OpenAI-Organization": "ann"}
     seen = probe.headers_of(headers)
