@@ -16,7 +16,7 @@ CORE := tests/core tests/house tests/smoke
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: $(VENV)/ready-demo ## eight programs share one real language model on this machine
@@ -42,6 +42,11 @@ full: lint types ## every test but storms and live ones, with coverage, then the
 .PHONY: storm
 storm: $(VENV)/ready-dev ## random faults for minutes
 	$(RUN) -m pytest -m storm --timeout 3600
+
+# A model that reasons takes its time, and an account of the first tier waits for its next minute.
+.PHONY: test-live
+test-live: $(VENV)/ready-dev ## a few small calls to your own accounts (see CONTRIBUTING.md); without their keys it skips
+	CALLPOOL_LIVE=1 $(RUN) -m pytest tests/live -m live --timeout 300 -o faulthandler_timeout=330
 
 .PHONY: bench
 bench: $(VENV)/ready-dev ## measure callpool beside its peers
