@@ -27,6 +27,8 @@ from callpool.workers.shaping import shape_call
 
 SEARCH_TOOL = "$web_search"
 """The name by which Moonshot's models ask for a search of the provider's own: its arguments go back as they came."""
+CUT = ("length", "model_context_window_exceeded")
+"""Finish reasons of text that would have gone on: at the limit of the answer, or at that of prompt and answer together (GLM)."""
 MAX_SEARCHES = 8
 """Rounds of searching in one request; a model that asks for more is answered no more."""
 MAX_NEXT_BYTES = 8 << 20
@@ -97,7 +99,7 @@ class Conversation:
         """The payload of the call that goes on after this answer, or None where this was the last one."""
         if self._asks_for_search(answer):
             messages, so_far = self._after_search(answer)
-        elif answer.finish_reason == "length" and self._why_not_continued(answer) is None:
+        elif answer.finish_reason in CUT and self._why_not_continued(answer) is None:
             messages, so_far = self._messages, self._joined(answer)
         else:
             return None
@@ -124,7 +126,7 @@ class Conversation:
             changes["raw"] = _joined_raw(answer, changes)
         if self._dropped:
             changes["dropped_parameters"] = self._dropped
-        if self._options.enable_continuation and (so_far.answers or answer.finish_reason == "length"):
+        if self._options.enable_continuation and (so_far.answers or answer.finish_reason in CUT):
             changes["continuation"] = self._told(answer)
         return msgspec.structs.replace(answer, **changes) if changes else answer
 
@@ -144,6 +146,8 @@ class Conversation:
         tokens = so_far.tokens + _answered_tokens(answer)
         if not options.enable_continuation:
             return "it was not asked for"
+        if answer.finish_reason != "length":
+            return "the model's context is full"
         if not self._rules.of(self._order.model).words.enable_continuation:
             return "the provider has no way to continue an answer"
         if answer.tool_calls or self._parameters.get("n", 1) != 1:
@@ -172,7 +176,7 @@ class Conversation:
         )
 
     def _told(self, answer: Answer) -> dict[str, Any]:
-        cut = answer.finish_reason == "length"
+        cut = answer.finish_reason in CUT
         told: dict[str, Any] = {
             "answers": self._so_far.answers + 1,
             "total_tokens": self._so_far.tokens + _answered_tokens(answer),

@@ -152,6 +152,10 @@ class ModelRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """Roles that messages may have; none given, any."""
     needs_role: tuple[str, ...] = ()
     """One message at least has one of these."""
+    media: tuple[str, ...] = ()
+    """Beginnings of the addresses that images and videos in messages may have; none given, any."""
+    keeps_reasoning: bool = False
+    """Whether a conversation has to hand the model's reasoning back with its answers."""
     words: Words = Words()
 
     def matches(self, model: str) -> bool:

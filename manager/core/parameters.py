@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TOKEN_LIMITS: Final = ("max_tokens", "max_completion_tokens")
 """The names that services have for the most tokens of an answer."""
+MEDIA: Final = ("image_url", "video_url")
+"""Parts of a message that name something to look at."""
 SYSTEM_ROLES: Final = ("system", "developer")
 
 
@@ -201,10 +203,27 @@ def _refuse_messages(entry: ModelRules, model: str, messages: Sequence[Mapping[s
             return bad_input(
                 f"messages[{index}].role", f"must be one of {allowed} (a rule of {shown(model)}), got {shown(role)}"
             )
+    if entry.media and (fault := _refuse_media(entry.media, model, messages)) is not None:
+        return fault
     if entry.needs_role and not any(role in entry.needs_role for role in roles):
         return bad_input(
             "messages", f"must have one of role {' or '.join(entry.needs_role)} (a rule of {shown(model)})"
         )
+    return None
+
+
+def _refuse_media(allowed: tuple[str, ...], model: str, messages: Sequence[Mapping[str, Any]]) -> Fault | None:
+    """The fault in the address of an image or a video, or None: what a provider never fetches is told before it is sent."""
+    for index, message in enumerate(messages):
+        parts = message.get("content")
+        for place, part in enumerate(parts if isinstance(parts, list | tuple) else ()):
+            for kind in MEDIA:
+                media = part.get(kind) if isinstance(part, dict) else None
+                address = media.get("url") if isinstance(media, dict) else media
+                if isinstance(address, str) and not address.startswith(allowed):
+                    param = f"messages[{index}].content[{place}].{kind}"
+                    what = f"must begin with {' or '.join(allowed)} (a rule of {shown(model)}), got {shown(address)}"
+                    return bad_input(param, f"{what}: other addresses are not fetched")
     return None
 
 

@@ -275,6 +275,16 @@ def test_a_models_own_facts_win_over_what_is_known() -> None:
 # Messages.
 
 
+def seen(address: Any, kind: str = "image_url") -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": "What is this?"}, {"type": kind, kind: address}]}
+
+
+@pytest.mark.parametrize("address", ["data:image/png;base64,AA==", "ms://file-1", {"url": "ms://file-1"}, {}, None, 7])
+def test_what_a_provider_can_look_at_passes(address: Any) -> None:
+    assert check(RULES["kimi", False], "kimi-k3", [seen(address)], {}) is None
+    assert check(RULES["glm", False], "glm-4.6v", [seen("https://example.org/cat.png")], {}) is None
+
+
 @pytest.mark.parametrize(
     ("kind", "messages", "parameters", "param"),
     [
@@ -285,6 +295,9 @@ def test_a_models_own_facts_win_over_what_is_known() -> None:
         ("kimi", [{"role": ["user"], "content": "x"}], {}, "messages[0].role"),
         ("kimi", [{"content": "x"}], {}, "messages[0].role"),
         ("kimi", PARTIAL, {"response_format": JSON}, "response_format.type"),
+        ("kimi", [seen("https://example.org/cat.png")], {}, "messages[0].content[1].image_url"),
+        ("kimi", [seen({"url": "http://example.org/cat.png"})], {}, "messages[0].content[1].image_url"),
+        ("kimi", [seen({"url": "file:///etc/passwd"}, "video_url")], {}, "messages[0].content[1].video_url"),
     ],
 )
 def test_messages_that_a_provider_refuses(kind: str, messages: Any, parameters: dict[str, Any], param: str) -> None:

@@ -102,6 +102,15 @@ def test_a_provider_without_partial_mode_marks_what_is_cut() -> None:
     assert continuation["why"] == "the provider has no way to continue an answer"
 
 
+def test_a_full_context_is_a_cut_that_nothing_helps() -> None:
+    conversation = at({"callpool": ON})
+    answer = answered("a", "model_context_window_exceeded")
+    assert conversation.next_payload(answer) is None
+    continuation = conversation.whole(answer).continuation
+    assert continuation is not None
+    assert (continuation["was_truncated"], continuation["why"]) == (True, "the model's context is full")
+
+
 def test_without_the_option_nothing_is_continued_and_nothing_said() -> None:
     conversation = at({})
     assert conversation.next_payload(cut("a")) is None

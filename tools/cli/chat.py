@@ -65,9 +65,11 @@ def chat(
     """
     parameters = parse_parameters(param)
     with connect(address) as client:
+        entry = client.catalogue.providers.get(provider)
         conversation = Conversation(
             client,
             system,
+            keeps_reasoning=entry is not None and entry.rules.of(model).keeps_reasoning,
             provider=provider,
             model=model,
             timeout=timeout,
@@ -84,11 +86,13 @@ def chat(
 class Conversation:
     """What has been asked and answered. Only whole exchanges are kept."""
 
-    def __init__(self, client: Client, system: str | None, **request: Any) -> None:
+    def __init__(self, client: Client, system: str | None, *, keeps_reasoning: bool = False, **request: Any) -> None:
+        """`keeps_reasoning`: the model wants its reasoning back with its answers."""
         self._client = client
         self._request = request
         self._system = system
         self._turns: list[dict[str, str]] = []
+        self._keeps_reasoning = keeps_reasoning
 
     def reset(self) -> None:
         """Forget all but the system text."""
@@ -106,7 +110,10 @@ class Conversation:
             return False
         except errors.ConnectionLost as error:
             raise in_doubt(error) from error
-        self._turns += [question, {"role": "assistant", "content": answer["content"]}]
+        said = {"role": "assistant", "content": answer["content"]}
+        if answer.get("reasoning_content") and self._keeps_reasoning:
+            said["reasoning_content"] = answer["reasoning_content"]
+        self._turns += [question, said]
         return True
 
 

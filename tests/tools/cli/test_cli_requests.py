@@ -214,9 +214,11 @@ class Listener:
     def __init__(self, *answers: str | Exception) -> None:
         self._answers = list(answers)
         self.heard: list[list[str]] = []
+        self.messages: list[dict[str, str]] = []
 
     def submit(self, *, messages: list[dict[str, str]], stream: bool) -> Listener:
         assert stream
+        self.messages = messages
         self.heard.append([message["content"] for message in messages])
         return self
 
@@ -227,7 +229,7 @@ class Listener:
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return {"content": answer}
+        return {"content": answer, "reasoning_content": f"why {answer}"}
 
 
 def test_a_conversation_keeps_whole_exchanges_until_it_is_reset() -> None:
@@ -245,3 +247,13 @@ def test_a_conversation_keeps_whole_exchanges_until_it_is_reset() -> None:
         ["be kind", "one", "1", "three"],
         ["be kind", "four"],
     ]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_model_that_wants_its_reasoning_back_gets_it(*, keeps: bool) -> None:
+    listener = Listener("1", "2")
+    conversation = Conversation(cast("library.Client", listener), None, keeps_reasoning=keeps)
+    conversation.ask("one")
+    conversation.ask("two")
+    said = {"role": "assistant", "content": "1"} | ({"reasoning_content": "why 1"} if keeps else {})
+    assert listener.messages[1] == said
