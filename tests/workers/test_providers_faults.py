@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pytest
 import uvloop
 
-from callpool.manager.errors import CallpoolError, ProviderError, RateLimited, RequestTimeout
+from callpool.manager.errors import BrokenAnswer, CallpoolError, ProviderError, RateLimited, RequestTimeout
 from callpool.tools.testing.fake_provider import FAULTS, CallRecord, FakeProvider
 from callpool.workers.call import run_call
 from callpool.workers.providers.base import Answer, Call
@@ -171,6 +171,23 @@ def test_a_service_that_forbids_another_try_is_believed() -> None:
                 found = await outcome_of(provider, make_call(fault=fault), Recorder())
                 assert isinstance(found, ProviderError)
                 assert found.retryable is retryable
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_what_is_too_long_would_be_too_long_again(*, stream: bool) -> None:
+    async def main() -> None:
+        async with fake_and_provider() as (_, provider):
+            for fault, retryable in (
+                ("sse_huge_line", False),
+                ("sse_endless", False),
+                ("gzip_bomb", False),
+                ("empty_choices", True),
+            ):
+                found = await outcome_of(provider, make_call(stream=stream, fault=fault, size=1 << 23), Recorder())
+                assert isinstance(found, BrokenAnswer)
+                assert (found.retryable, found.in_doubt) == (retryable, True), fault
 
     asyncio.run(main())
 
