@@ -134,6 +134,8 @@ class Pool(aiohttp.TCPConnector):
                 self._seconds += now - began
                 self._longest = max(self._longest, now - began)
                 self._last_used[protocol] = now
+                if protocol.closed is not None:
+                    protocol.closed.add_done_callback(_heard)
             elif now + turn - used >= self._patience or protocol.should_close:
                 # What came while nobody had asked (a server's 408 before it hangs up, the rest of an answer that was longer
                 # than it said) lies in the connection, and would be read as the answer to the next request.
@@ -186,6 +188,12 @@ class Pool(aiohttp.TCPConnector):
 
     def _count_open(self) -> int:
         return sum(protocol.is_connected() for protocol in self._last_used)
+
+
+def _heard(closed: asyncio.Future[None]) -> None:
+    """Take note of how a connection ended: asyncio would complain of an error that nobody asked for."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 UNSENT = 0x894B if sys.platform == "linux" else None
