@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from callpool.manager.errors import (
     BrokenAnswer,
     CallpoolError,
@@ -97,3 +99,60 @@ OTHER_DIALECTS: dict[str, tuple[Outcome, Outcome]] = {
     "usage_choice": ("stop", "stop"),
 }
 """By fault: as Kimi and as GLM word it, plain and streamed alike."""
+
+
+# What the outcome means for further calls of the same request (docs/providers.md).
+
+Further = Literal["answered", "safe", "doubt", "final"]
+"""`safe`: transient, and nothing can have been billed. `doubt`: transient, but called again only with leave."""
+
+WAITS_TOO_LONG = ["retry_after_huge", "retry_after_exponent", "retry_after_minutes", "stalled_refusal"]
+"""Transient refusals that name a time which no deadline of a test has room for."""
+TOO_LONG = ["sse_huge_line", "sse_endless", "gzip_bomb"]
+SAFE = [
+    "http_500",
+    "http_503",
+    "overload",
+    "arrears",
+    "limit_concurrency",
+    "limit_rpm",
+    "limit_tpm",
+    *[name for name in FAULTS if name.startswith("retry_after_") and name not in WAITS_TOO_LONG],
+]
+IN_DOUBT = [
+    *BREAKING,
+    "html_200",
+    "html_504",
+    "bad_json",
+    "bad_json_event",
+    "empty_choices",
+    "error_object_200",
+    "error_event",
+    "no_done",
+    "no_finish",
+]
+FINAL = [
+    *HANGING,
+    *TOO_LONG,
+    *WAITS_TOO_LONG,
+    "bad_request",
+    "content_filter",
+    "finish_content_filter",
+    "limit_tpd",
+    "model_gone",
+    "quota",
+    "redirect_loop",
+    "unauthorized",
+    "x_should_retry_false",
+    "x_should_retry_true",
+]
+"""Also the end of a whole deadline: it leaves no time for another call."""
+
+
+def further(fault: str, *, stream: bool) -> Further:
+    """What follows a call with this fault, worded as OpenAI does."""
+    if isinstance(OUTCOMES[fault][stream], str):
+        return "answered"
+    if fault in SAFE:
+        return "safe"
+    return "doubt" if fault in IN_DOUBT else "final"
