@@ -13,7 +13,7 @@ from tests.acceptance.faults.matrix import DEADLINE, LONG_HANG, all_ended, ask, 
 from tests.acceptance.running import detached, eventually
 
 FAILURES = 3
-PAUSE = 1.0
+PAUSE = 0.7
 """Seconds that an open circuit rests: time enough to see that nothing goes there."""
 B = ["b/m"]
 
@@ -44,7 +44,6 @@ def with_model(fake: FakeProviderProcess, model: str) -> list[CallRecord]:
     return [call for call in fake.log() if call.model == model]
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize(
     ("fault", "calls", "request_"),
     [
@@ -61,41 +60,54 @@ def with_model(fake: FakeProviderProcess, model: str) -> list[CallRecord]:
         ("html_504", 1, {"retry_in_doubt": True, "max_attempts": 1}),
     ],
 )
-def test_b_answers_for_a(served: Served, fault: str, calls: int, request_: dict[str, Any], *, stream: bool) -> None:
+def test_b_answers_for_a(served: Served, fault: str, calls: int, request_: dict[str, Any]) -> None:
     fake, client = served
-    model, text = f"fault-{fault}", f"{fault} {stream}"
-    handle = ask(client, text, provider="a", model=model, stream=stream, fallbacks=B, **request_)
-    assert outcome(handle, stream=stream) == ("stop", None)
-    answer = handle.result(LONG_HANG)
-    assert (answer["provider"], answer["model"], answer["content"]) == ("b", "m", f"echo: {text}")
-    assert asked(fake, text) == [model] * calls + ["m"]
-    record = client.show(handle.request_id)
-    assert (record["provider"], record["model"], calls_in(record)) == ("b", "m", calls + 1)
-    assert [(each["provider"], each["model"]) for each in record["attempts"]] == [("a", model)] * calls
+    model = f"fault-{fault}"
+    handles = {
+        stream: ask(client, f"{fault} {stream}", provider="a", model=model, stream=stream, fallbacks=B, **request_)
+        for stream in (False, True)
+    }
+    for stream, handle in handles.items():
+        assert outcome(handle, stream=stream) == ("stop", None)
+        answer, text = handle.result(LONG_HANG), f"{fault} {stream}"
+        assert (answer["provider"], answer["model"], answer["content"]) == ("b", "m", f"echo: {text}")
+        assert asked(fake, text) == [model] * calls + ["m"]
+        record = client.show(handle.request_id)
+        assert (record["provider"], record["model"], calls_in(record)) == ("b", "m", calls + 1)
+        assert [(each["provider"], each["model"]) for each in record["attempts"]] == [("a", model)] * calls
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("fault", ["bad_request", "content_filter", "html_504", "reset", "html_200"])
-def test_a_wrong_request_and_one_in_doubt_go_nowhere(served: Served, fault: str, *, stream: bool) -> None:
+def test_a_wrong_request_and_one_in_doubt_go_nowhere(served: Served, fault: str) -> None:
     fake, client = served
-    model, text = f"fault-{fault}", f"{fault} alone {stream}"
-    handle = ask(client, text, provider="c", model=model, stream=stream, fallbacks=B)
-    assert isinstance(handle.exception(LONG_HANG), callpool.ProviderError)
-    assert asked(fake, text) == [model]
+    model = f"fault-{fault}"
+    for stream in (False, True):
+        text = f"{fault} alone {stream}"
+        handle = ask(client, text, provider="c", model=model, stream=stream, fallbacks=B)
+        assert isinstance(handle.exception(LONG_HANG), callpool.ProviderError)
+        assert asked(fake, text) == [model]
 
 
 def test_a_silent_stream_goes_on_elsewhere_with_leave(served: Served) -> None:
     fake, client = served
-    for fault, limit in (("silence", "first_token_timeout"), ("stall", "idle_timeout")):
-        model, text = f"fault-{fault}", f"{fault} elsewhere"
-        request: dict[str, Any] = {limit: DEADLINE, "max_attempts": 1, "retry_in_doubt": True}
-        handle = ask(client, text, provider="a", model=model, stream=True, fallbacks=B, **request)
-        assert outcome(handle, stream=True) == (
-            "stop",
-            None,
-        )  # of a stream that begins again, what came before is forgotten
+    handles = {
+        f"fault-{fault}": ask(
+            client,
+            f"{fault} elsewhere",
+            provider="a",
+            model=f"fault-{fault}",
+            stream=True,
+            fallbacks=B,
+            max_attempts=1,
+            retry_in_doubt=True,
+            **{limit: DEADLINE},
+        )
+        for fault, limit in (("silence", "first_token_timeout"), ("stall", "idle_timeout"))
+    }
+    for model, handle in handles.items():
+        assert outcome(handle, stream=True) == ("stop", None)  # the stream begins again: what came before is forgotten
         assert handle.result(LONG_HANG)["provider"] == "b"
-        assert asked(fake, text) == [model, "m"]
+        assert asked(fake, f"{model.removeprefix('fault-')} elsewhere") == [model, "m"]
 
 
 def test_who_does_not_listen_is_asked_three_times_and_left(served: Served) -> None:
