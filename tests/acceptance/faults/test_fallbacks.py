@@ -161,7 +161,8 @@ def test_an_open_circuit_lets_nothing_through_until_its_probe_is_answered(served
     elsewhere = ask(client, "elsewhere", provider="a", model=model, fallbacks=B).result(LONG_HANG)
     assert elsewhere["provider"] == "b"
     assert len(with_model(fake, model)) == FAILURES
-    waiting = [ask(client, f"waits {number}", provider="a", model=model) for number in range(3)]
+    slow = {"delay": 0.2}  # so that one sees whether the others wait for the probe's answer
+    waiting = [ask(client, f"waits {number}", provider="a", model=model, fake=slow) for number in range(3)]
     assert [handle.result(LONG_HANG)["provider"] for handle in waiting] == ["a"] * 3
     assert model not in circuits(client)
     *_, last, probe, second, third = with_model(fake, model)
