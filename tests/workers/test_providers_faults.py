@@ -14,20 +14,7 @@ from typing import Any, get_args
 import pytest
 import uvloop
 
-from callpool.manager.errors import (
-    BrokenAnswer,
-    CallpoolError,
-    ContentRefused,
-    CredentialRefused,
-    ModelGone,
-    ProviderError,
-    ProviderOverloaded,
-    ProviderRejected,
-    ProviderUnreachable,
-    QuotaExhausted,
-    RateLimited,
-    RequestTimeout,
-)
+from callpool.manager.errors import BrokenAnswer, CallpoolError, ProviderError, RateLimited, RequestTimeout
 from callpool.tools.testing.fake_provider import FAULTS, CallRecord, FakeProvider
 from callpool.workers.call import run_call
 from callpool.workers.providers.base import Answer, Call
@@ -35,6 +22,7 @@ from callpool.workers.providers.openai_compatible import Bounds, OpenAICompatibl
 from callpool.workers.providers.presets import PRESETS
 from callpool.workers.providers.secret import Secret
 from callpool.workers.providers.verdicts import Scope
+from tests.outcomes import HANGING, OTHER_DIALECTS, OUTCOMES, WIRE, Outcome
 from tests.workers.recorder import Recorder
 
 KEY = "sk-0123456789abcdef"
@@ -43,62 +31,6 @@ SOON = 0.05
 """Seconds of a deadline that is meant to be reached."""
 BOUNDS = Bounds(answer=1 << 20, stream=2 << 20, event=1 << 18)
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-
-Outcome = type[CallpoolError] | str
-"""An error class, or the finish reason of an answer ("" where it has none)."""
-
-HANGING = [
-    "silence",
-    "silent_stream",
-    "header_drip",
-    "body_drip",
-    "stream_drip_forever",
-    "comment_drip",
-    "empty_drip",
-    "stall",
-]
-BREAKING = [
-    "close_before_headers",
-    "reset",
-    "reset_mid_body",
-    "short_body",
-    "garbage",
-    "cut_stream",
-    "invalid_chunk",
-    "wrong_length",
-    "duplicate_length",
-    "huge_header",
-]
-WIRE = [*HANGING, *BREAKING, "sse_endless"]
-
-OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
-    **dict.fromkeys(HANGING, (RequestTimeout, RequestTimeout)),
-    **dict.fromkeys(BREAKING, (ProviderUnreachable, ProviderUnreachable)),
-    **dict.fromkeys(
-        ("html_200", "bad_json", "bad_json_event", "empty_choices", "sse_huge_line", "sse_endless", "gzip_bomb"),
-        (BrokenAnswer, BrokenAnswer),
-    ),
-    # A plain answer is whole when its JSON is; a stream is whole only with its finish reason.
-    "no_done": ("", BrokenAnswer),
-    "no_finish": ("", BrokenAnswer),
-    **dict.fromkeys(("error_object_200", "error_event", "http_500", "http_503"), (ProviderError, ProviderError)),
-    **dict.fromkeys(("x_should_retry_false", "html_504", "overload", "redirect_loop"), (ProviderError, ProviderError)),
-    **dict.fromkeys(("bad_request", "x_should_retry_true"), (ProviderRejected, ProviderRejected)),
-    **dict.fromkeys(("content_filter", "finish_content_filter"), (ContentRefused, ContentRefused)),
-    "unauthorized": (CredentialRefused, CredentialRefused),
-    "quota": (QuotaExhausted, QuotaExhausted),
-    "model_gone": (ModelGone, ModelGone),
-    **dict.fromkeys(("limit_concurrency", "limit_rpm", "limit_tpm", "limit_tpd"), (RateLimited, RateLimited)),
-    **dict.fromkeys([name for name in FAULTS if name.startswith("retry_after_")], (RateLimited, RateLimited)),
-    "stalled_refusal": (RateLimited, RateLimited),
-    "arrears": (RateLimited, RateLimited),  # GLM's code, which only GLM's preset knows
-    **dict.fromkeys(("usage_top", "usage_choice", "usage_final", "no_end"), ("stop", "stop")),
-    **dict.fromkeys(("finish_no_done", "duplicate_headers"), ("stop", "stop")),
-    **dict.fromkeys(("length", "reasoning_only_length"), ("length", "length")),
-    "finish_sensitive": ("sensitive", "sensitive"),
-    "finish_network_error": ("network_error", "network_error"),  # a failure only for those who use this word
-    "finish_context_exceeded": ("model_context_window_exceeded", "model_context_window_exceeded"),
-}
 
 
 def make_call(*, stream: bool = False, timeout: float = HANG, **fake: Any) -> Call:
@@ -194,33 +126,10 @@ def check(found: Answer | CallpoolError, expected: Outcome, progress: Recorder) 
         assert found.partial == "".join(progress.texts)
 
 
-@pytest.mark.parametrize(
-    ("fault", "kimi", "glm"),
-    [
-        ("bad_request", ProviderRejected, ProviderRejected),
-        ("content_filter", ContentRefused, ContentRefused),
-        ("finish_content_filter", ContentRefused, ContentRefused),
-        ("unauthorized", CredentialRefused, CredentialRefused),
-        ("model_gone", ModelGone, ModelGone),
-        ("overload", ProviderOverloaded, ProviderOverloaded),
-        ("quota", QuotaExhausted, QuotaExhausted),
-        ("arrears", RateLimited, QuotaExhausted),
-        ("limit_concurrency", RateLimited, RateLimited),
-        ("limit_rpm", RateLimited, RateLimited),
-        ("limit_tpm", RateLimited, RateLimited),
-        ("limit_tpd", RateLimited, RateLimited),
-        ("http_500", ProviderError, ProviderError),
-        ("http_503", ProviderError, ProviderError),
-        ("error_event", ProviderOverloaded, ProviderOverloaded),
-        ("error_object_200", ProviderError, ProviderError),
-        ("finish_network_error", "network_error", ProviderError),
-        ("finish_sensitive", "sensitive", ContentRefused),
-        ("usage_choice", "stop", "stop"),
-    ],
-)
-def test_fault_in_other_dialects(fault: str, kimi: Outcome, glm: Outcome) -> None:
+@pytest.mark.parametrize("fault", OTHER_DIALECTS)
+def test_fault_in_other_dialects(fault: str) -> None:
     async def main() -> None:
-        for dialect, expected in (("kimi", kimi), ("glm", glm)):
+        for dialect, expected in zip(("kimi", "glm"), OTHER_DIALECTS[fault], strict=True):
             async with fake_and_provider(dialect) as (_, provider):
                 for stream in (False, True):
                     progress = Recorder()
@@ -262,6 +171,23 @@ def test_a_service_that_forbids_another_try_is_believed() -> None:
                 found = await outcome_of(provider, make_call(fault=fault), Recorder())
                 assert isinstance(found, ProviderError)
                 assert found.retryable is retryable
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_what_is_too_long_would_be_too_long_again(*, stream: bool) -> None:
+    async def main() -> None:
+        async with fake_and_provider() as (_, provider):
+            for fault, retryable in (
+                ("sse_huge_line", False),
+                ("sse_endless", False),
+                ("gzip_bomb", False),
+                ("empty_choices", True),
+            ):
+                found = await outcome_of(provider, make_call(stream=stream, fault=fault, size=1 << 23), Recorder())
+                assert isinstance(found, BrokenAnswer)
+                assert (found.retryable, found.in_doubt) == (retryable, True), fault
 
     asyncio.run(main())
 

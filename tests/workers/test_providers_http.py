@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -304,6 +306,70 @@ def test_after_the_finish_reason_nothing_spoils_the_answer(end: str, monkeypatch
     server, found = run_against(respond, make_call(stream=True), make_call(stream=True))
     assert [one.content for one in found] == ["hi", "hi"]
     assert server.connections == 2, "a connection whose answer did not end is not used again"
+
+
+class Hears(Recorder):
+    """Tells when the first piece has come: the next read waits for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = asyncio.Event()
+
+    async def chunk(self, text: str, raw: dict[str, Any] | None, *, useful: bool = True) -> None:
+        await super().chunk(text, raw, useful=useful)
+        self.heard.set()
+
+
+def test_chunks_that_cannot_be_parsed_end_the_call_also_where_it_has_begun_to_read() -> None:
+    async def main() -> None:
+        progress = Hears()
+
+        async def respond(exchange: Exchange) -> None:
+            await exchange.begin_stream(EVENTS.partition(b"\n\n")[0] + b"\n\n")
+            await progress.heard.wait()
+            exchange.writer.write(b"zz\r\n")
+
+        async with serving(respond) as (_, url):
+            provider = make_provider(url)
+            with pytest.raises(ProviderUnreachable, match="is not HTTP") as caught:
+                await run_call(provider, make_call(stream=True), progress)
+            assert (caught.value.phase, caught.value.in_doubt, caught.value.partial) == ("body", True, "hi")
+            await provider.close()
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_is_reset_later_is_no_error_of_anybody() -> None:
+    complaints: list[str] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        progress = Hears()
+
+        async def respond(exchange: Exchange) -> None:
+            await exchange.begin_stream(EVENTS)
+            await progress.heard.wait()
+            exchange.writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(DONE), DONE))
+
+        async with serving(respond) as (server, url):
+            provider = make_provider(url)
+            await run_call(provider, make_call(stream=True), progress)
+            counts = provider.counts()
+            assert counts is not None
+            assert (counts.open, counts.idle) == (1, 1)
+            writer = server.exchanges[0].writer
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+            async with asyncio.timeout(HANG):
+                while (counts := provider.counts()) is None or counts.open:
+                    await asyncio.sleep(0)
+            await run_call(provider, make_call(stream=True), progress)  # the pool lets go of the one that is dead
+            gc.collect()  # asyncio complains of an exception that nobody took when it throws it away
+            assert complaints == []
+            await provider.close()
+
+    asyncio.run(main())
 
 
 def test_a_stream_left_open_after_done_is_closed_and_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,11 @@ class Reply:
         self.is_good = 200 <= response.status < 300
         self.headers: Mapping[str, str] = response.headers
         self.content_type = response.content_type
+        connection = response.connection  # None: the body has ended, and the connection is back in the pool
+        protocol = None if connection is None else connection.protocol
+        self._closed = None if protocol is None else protocol.closed
+        if self._closed is not None:
+            self._closed.add_done_callback(self._on_closed)
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,7 +169,15 @@ class Reply:
     ) -> None:
         # After a body that ended, the connection is back in the pool already and this does nothing; before, closing is
         # what ends the call at the provider.
+        if self._closed is not None:
+            self._closed.remove_done_callback(self._on_closed)
         self._response.close()
+
+    def _on_closed(self, _closed: asyncio.Future[None]) -> None:
+        """The connection is gone. Where chunks cannot be parsed, aiohttp 3.14 closes it and tells nobody who reads the body."""
+        body = self._response.content
+        if not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("what follows the head is not HTTP as we accept it"))
 
     async def read(self, until: float | None = None) -> bytes:
         """The next bytes of the body, b"" at its end. Raises `ConnectionFailed`, also at loop time `until`."""

@@ -131,13 +131,13 @@ def unreachable(
     )
 
 
-def broken(call: Call, reason: str, partial: str | None = None) -> BrokenAnswer:
-    """The error of an answer that came and cannot be understood."""
+def broken(call: Call, reason: str, partial: str | None = None, *, retryable: bool = True) -> BrokenAnswer:
+    """The error of an answer that came and cannot be understood; not `retryable` where it would be no better the next time."""
     return BrokenAnswer(
         f"the answer of provider {call.provider!r} cannot be used: {clean(reason)}",
         provider=call.provider,
         model=call.model,
-        retryable=True,
+        retryable=retryable,
         retry_after=None,
         scope="provider",
         in_doubt=True,

@@ -68,6 +68,10 @@ class Bounds:
 DEFAULT_BOUNDS = Bounds()
 
 
+class TooLong(Malformed):
+    """More came than our bounds allow: the same request would bring as much again, and cost as much."""
+
+
 class OpenAICompatible:
     """One account of a service with OpenAI's chat dialect; many calls at once in one event loop."""
 
@@ -118,7 +122,9 @@ class OpenAICompatible:
         except ConnectionFailed as lost:
             partial = joined.text if joined else None
             failure = failures.unreachable(call, lost.phase, lost.reason, retryable=lost.retryable, partial=partial)
-        except (Malformed, EventTooLarge) as malformed:
+        except (TooLong, EventTooLarge) as endless:
+            failure = failures.broken(call, str(endless), joined.text if joined else None, retryable=False)
+        except Malformed as malformed:
             failure = failures.broken(call, str(malformed), joined.text if joined else None)
         except RecursionError:  # in decoding, in joining, or in passing on
             failure = failures.broken(call, "its JSON is nested too deeply", joined.text if joined else None)
@@ -173,7 +179,7 @@ class OpenAICompatible:
             raise failures.refused(self._preset, call, refusal, now=time.time())
         body = await reply.read_all(self._bounds.answer)
         if body is None:
-            raise Malformed(f"it is longer than {self._bounds.answer} bytes")
+            raise TooLong(f"it is longer than {self._bounds.answer} bytes")
         try:
             answered = _decode(body)
         except Malformed as malformed:
@@ -226,7 +232,7 @@ class OpenAICompatible:
                 break
             size += len(piece)
             if size > self._bounds.stream:
-                raise Malformed(f"its stream is longer than {self._bounds.stream} bytes")
+                raise TooLong(f"its stream is longer than {self._bounds.stream} bytes")
             done = not piece
             for payload in decoder.feed(piece) if piece else decoder.end():
                 if payload == DONE:

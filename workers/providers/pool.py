@@ -137,6 +137,8 @@ class Pool(aiohttp.TCPConnector):
                 self._last_used[protocol] = now
                 if len(self._last_used) > 2 * self.limit:
                     self._forget_closed()
+                if protocol.closed is not None:
+                    protocol.closed.add_done_callback(_heard)
             elif now + turn - used >= self._patience or protocol.should_close:
                 # What came while nobody had asked (a server's 408 before it hangs up, the rest of an answer that was longer
                 # than it said) lies in the connection, and would be read as the answer to the next request.
@@ -186,6 +188,12 @@ class Pool(aiohttp.TCPConnector):
 
     def _forget_closed(self) -> None:
         self._last_used = {protocol: used for protocol, used in self._last_used.items() if protocol.is_connected()}
+
+
+def _heard(closed: asyncio.Future[None]) -> None:
+    """Take note of how a connection ended: asyncio would complain of an error that nobody asked for."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 UNSENT = 0x894B if sys.platform == "linux" else None
