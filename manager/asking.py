@@ -38,7 +38,7 @@ def embeddings_submit(
     _check_texts(input)
     check_names(parameters)
     check_retries(max_attempts, fallbacks, retry_in_doubt=retry_in_doubt)
-    body = encode_payload({"input": input, **parameters})
+    body = encode_payload({"input": input} | {name: value for name, value in parameters.items() if value is not None})
     submit = Submit(
         request_id,
         provider,

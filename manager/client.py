@@ -204,7 +204,7 @@ class Client:
         `arguments` are those of `submit`, `timeout_seconds`, and the options of `callpool.Options` by their names: `system_prompt`,
         `use_websearch`, `thinking_mode`, `cache_id`, `reset_cache_ttl`, `async_task`, and `enable_continuation` (here True:
         an answer that stopped at the length limit is continued and joined, or says in `metadata["continuation"]` why not) with
-        `max_continuation_attempts` (answers joined, 3) and `max_total_tokens` (32,000 tokens of all of them).
+        `max_continuation_attempts` (answers joined, 3) and `max_total_tokens` (131,072 of all of them).
         """
         return self._wait_for(self.submit(provider=provider, model=model, messages=messages, **as_submit(arguments)))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.faults import Fault
 
 
-ABOUT = ("continuation", "dropped_parameters")
+ABOUT = ("continuation", "searches", "dropped_parameters")
 """What of an answer is about how it came to be."""
 
 

@@ -13,16 +13,18 @@ what follows it. What cannot be continued says so in `continuation`; text is nev
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from callpool.manager.core.messages import Dispatch
+from callpool.manager.core.messages import Continues, Dispatch
 from callpool.manager.core.options import PAYLOAD_KEY, SO_FAR_KEY, Options
 from callpool.manager.core.parameter_rules import Rules
 from callpool.manager.core.parameters import TOKEN_LIMITS
 from callpool.manager.errors import BadInput, CallpoolError, from_fault
 from callpool.workers.providers.base import Answer, Call
+from callpool.workers.providers.completion import text_of
+from callpool.workers.providers.failures import bounded
 from callpool.workers.shaping import shape_call
 
 SEARCH_TOOL = "$web_search"
@@ -31,6 +33,7 @@ CUT = ("length", "model_context_window_exceeded")
 """Finish reasons of text that would have gone on: at the limit of the answer, or at that of prompt and answer together (GLM)."""
 MAX_SEARCHES = 8
 """Rounds of searching in one request; a model that asks for more is answered no more."""
+Count = Annotated[int, msgspec.Meta(ge=0)]
 MAX_NEXT_BYTES = 8 << 20
 """Of a payload that goes on: as much as a client may submit."""
 
@@ -38,15 +41,18 @@ MAX_NEXT_BYTES = 8 << 20
 class SoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What the calls before this one have brought."""
 
+    said: str = ""
+    """What the model said before it searched."""
     text: str = ""
+    """Of the answer itself, that was cut."""
     reasoning: str = ""
     usage: dict[str, Any] = {}
     """Summed up."""
-    answers: int = 0
+    answers: Count = 0
     """That are joined in `text`."""
-    tokens: int = 0
+    tokens: Count = 0
     """Of those answers together."""
-    searches: int = 0
+    searches: Count = 0
 
 
 class Conversation:
@@ -61,20 +67,21 @@ class Conversation:
             self._messages = msgspec.convert(body.pop("messages", None), list[dict[str, Any]])
         except (msgspec.MsgspecError, RecursionError) as error:
             raise BadInput(f"messages: {error}", param="messages") from None
+        if SO_FAR_KEY in body and order.part == 0:
+            raise BadInput(f"{SO_FAR_KEY} is no parameter of a request", param=SO_FAR_KEY)
         try:
             self._options = msgspec.convert(body.pop(PAYLOAD_KEY, {}), Options)
             self._so_far = msgspec.convert(body.pop(SO_FAR_KEY, {}), SoFar)
         except msgspec.ValidationError as error:
             raise BadInput(f"options: {error}", param="options") from None
         self._parameters = body
+        self._sent = body
+        """The parameters as they are sent, once that is known."""
         self._dropped: list[str] = []
 
     def call(self) -> Call:
         """The call to make, as it may be sent. Raises `BadInput`."""
-        so_far, order = self._so_far, self._order
-        if so_far.text and not self._rules.of(order.model).words.enable_continuation:
-            # It would take the beginning for an answer that was given, and answer anew.
-            raise BadInput(f"{SO_FAR_KEY} cannot be gone on with by {order.model!r}", param=SO_FAR_KEY)
+        order = self._order
         call = Call(
             request_id=order.request_id,
             attempt=order.attempt,
@@ -84,19 +91,18 @@ class Conversation:
             timeout=order.timeout,
             first_token_timeout=order.first_token_timeout,
             idle_timeout=order.idle_timeout,
-            messages=[*self._messages, *([_beginning(so_far)] if so_far.text else ())],
+            messages=self._told_messages(),
             parameters=self._parameters,
             options=self._options,
         )
         call, self._dropped = shape_call(self._rules, call)
-        if self._options.enable_continuation:
-            left = self._options.max_total_tokens - so_far.tokens
-            limits = {name: min(call.parameters[name], left) for name in TOKEN_LIMITS if name in call.parameters}
-            call = msgspec.structs.replace(call, parameters=call.parameters | limits)
+        if self._so_far.text:
+            call = msgspec.structs.replace(call, parameters=self._within_budget(call.parameters))
+        self._sent = call.parameters
         return call
 
-    def next_payload(self, answer: Answer) -> bytes | None:
-        """The payload of the call that goes on after this answer, or None where this was the last one."""
+    def following(self, answer: Answer) -> Continues | None:
+        """The call that goes on after this answer, or None where this was the last one."""
         if self._asks_for_search(answer):
             messages, so_far = self._after_search(answer)
         elif answer.finish_reason in CUT and self._why_not_continued(answer) is None:
@@ -111,14 +117,18 @@ class Conversation:
                 SO_FAR_KEY: msgspec.to_builtins(so_far),
             }
         )
-        return payload if len(payload) <= MAX_NEXT_BYTES else None
+        if len(payload) > MAX_NEXT_BYTES:
+            return None
+        partial = bounded(so_far.said + so_far.text)
+        why: Literal["length", "search"] = "search" if messages is not self._messages else "length"
+        return Continues(self._order.request_id, self._order.attempt, payload, why, partial)
 
     def whole(self, answer: Answer) -> Answer:
         """The answer of the request: this one, joined with what came before it."""
         so_far = self._so_far
         changes: dict[str, Any] = {}
-        if so_far.text:
-            changes["content"] = so_far.text + answer.content
+        if so_far.said or so_far.text:
+            changes["content"] = so_far.said + so_far.text + answer.content
             changes["reasoning_content"] = so_far.reasoning + (answer.reasoning_content or "") or None
         if so_far.usage:
             changes["usage"] = _summed(so_far.usage, answer.usage)
@@ -128,17 +138,49 @@ class Conversation:
             changes["dropped_parameters"] = self._dropped
         if self._options.enable_continuation and (so_far.answers or answer.finish_reason in CUT):
             changes["continuation"] = self._told(answer)
+        if so_far.searches:
+            changes["searches"] = {"rounds": so_far.searches}
+            if _is_search(answer):
+                changes["searches"]["why"] = f"the model asked for more than {MAX_SEARCHES} searches, or for too much"
         return msgspec.structs.replace(answer, **changes) if changes else answer
 
     def with_text(self, error: CallpoolError) -> CallpoolError:
         """The error of a later call, with the text of the earlier ones before its own: they were paid for."""
-        if not self._so_far.text:
+        before = self._so_far.said + self._so_far.text
+        if not before:
             return error
         fault = error.fault
-        partial = self._so_far.text + str(fault.details.get("partial") or "")
+        partial = bounded(before + str(fault.details.get("partial") or ""))
         return from_fault(msgspec.structs.replace(fault, details={**fault.details, "partial": partial}))
 
     # Continuing.
+
+    def _told_messages(self) -> list[dict[str, Any]]:
+        """The messages of this call: those of the request, and of a cut answer the beginning, which it is to go on from."""
+        so_far, messages = self._so_far, self._messages
+        if not so_far.text:
+            return messages
+        if not self._rules.of(self._order.model).words.enable_continuation:
+            # It would take the beginning for an answer that was given, and answer anew.
+            raise BadInput(f"{SO_FAR_KEY} cannot be gone on with by {self._order.model!r}", param=SO_FAR_KEY)
+        beginning: dict[str, Any] = {"role": "assistant", "content": so_far.text, "partial": True}
+        reasoning = so_far.reasoning
+        if messages and messages[-1].get("partial") is True:  # the caller's own beginning: there is one such message
+            *messages, own = messages
+            beginning = {**own, "content": text_of(own.get("content")) + so_far.text}
+            reasoning = str(own.get("reasoning_content") or "") + reasoning
+        if reasoning:
+            beginning["reasoning_content"] = reasoning
+        return [*messages, beginning]
+
+    def _within_budget(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """A later call may bring only what is left of the budget."""
+        left = self._options.max_total_tokens - self._so_far.tokens
+        limits: dict[str, Any] = {name: min(parameters[name], left) for name in TOKEN_LIMITS if name in parameters}
+        if not limits:
+            rules = self._rules.of(self._order.model)
+            limits = {rules.renames.get("max_tokens", "max_tokens"): min(left, rules.longest or left)}
+        return parameters | limits
 
     def _why_not_continued(self, answer: Answer) -> str | None:
         """Why an answer that was cut is left so, or None."""
@@ -150,9 +192,9 @@ class Conversation:
             return "the model's context is full"
         if not self._rules.of(self._order.model).words.enable_continuation:
             return "the provider has no way to continue an answer"
-        if answer.tool_calls or self._parameters.get("n", 1) != 1:
+        if answer.tool_calls or self._sent.get("n") not in (None, 1):
             return "only one answer of plain text can be continued"
-        if _format_of(self._parameters) == "json_object":
+        if _format_of(self._sent) == "json_object":
             return "the provider continues no answer in response_format json_object"
         if not so_far.text and not answer.content:
             return "the limit came while the model still reasoned: allow more tokens"
@@ -190,10 +232,10 @@ class Conversation:
     # Searching.
 
     def _asks_for_search(self, answer: Answer) -> bool:
-        """Whether the provider itself is to search: every tool that the model calls is that one, and the request allowed it."""
-        calls = answer.tool_calls or []
-        asked = self._options.use_websearch and self._so_far.searches < MAX_SEARCHES and not self._so_far.text
-        return asked and bool(calls) and all(_function_of(each).get("name") == SEARCH_TOOL for each in calls)
+        """Whether the provider itself is to search, as the request allowed."""
+        so_far = self._so_far
+        asked = self._options.use_websearch and so_far.searches < MAX_SEARCHES and not so_far.text
+        return asked and _is_search(answer)
 
     def _after_search(self, answer: Answer) -> tuple[list[dict[str, Any]], SoFar]:
         said: dict[str, Any] = {"role": "assistant", "content": answer.content, "tool_calls": answer.tool_calls}
@@ -209,7 +251,10 @@ class Conversation:
             for each in answer.tool_calls or ()
         ]
         so_far = msgspec.structs.replace(
-            self._so_far, usage=_summed(self._so_far.usage, answer.usage), searches=self._so_far.searches + 1
+            self._so_far,
+            said=self._so_far.said + answer.content,
+            usage=_summed(self._so_far.usage, answer.usage),
+            searches=self._so_far.searches + 1,
         )
         return [*self._messages, said, *results], so_far
 
@@ -232,12 +277,10 @@ def plain_call(order: Dispatch) -> Call:
     )
 
 
-def _beginning(so_far: SoFar) -> dict[str, Any]:
-    """The message that partial mode goes on from."""
-    message: dict[str, Any] = {"role": "assistant", "content": so_far.text, "partial": True}
-    if so_far.reasoning:
-        message["reasoning_content"] = so_far.reasoning
-    return message
+def _is_search(answer: Answer) -> bool:
+    """Whether all that the model calls is the provider's own search."""
+    calls = answer.tool_calls or []
+    return bool(calls) and all(_function_of(each).get("name") == SEARCH_TOOL for each in calls)
 
 
 def _format_of(parameters: dict[str, Any]) -> object:

@@ -173,9 +173,9 @@ class WorkerLoop:
         failure: CallpoolError
         try:
             answer = await run_call(provider, conversation.call(), _Progress(self._link, order, self._is_lone))
-            payload = conversation.next_payload(answer)
-            if payload is not None:
-                return Continues(order.request_id, order.attempt, payload)
+            following = conversation.following(answer)
+            if following is not None:
+                return following
             body = _encode_answer(conversation.whole(answer), order)
             return Finished(order.request_id, order.attempt, body)
         except CallpoolError as error:

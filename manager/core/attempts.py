@@ -23,7 +23,7 @@ from callpool.manager.core.deadlines import Deadlines
 from callpool.manager.core.events import ToClient
 from callpool.manager.core.messages import RESTART, Chunk
 from callpool.manager.core.requests import Phase
-from callpool.manager.core.retry import Attempt, Retries, RetryCounts, RetryRules, Route
+from callpool.manager.core.retry import MAX_PARTS, Attempt, Retries, RetryCounts, RetryRules, Route
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,6 +98,8 @@ class Attempts:
         if route is None or route.deadline is None or request.ending is not None:
             return False
         delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
+        if delivered and route.parts:
+            return False  # a stream that begins again would have to begin with parts that no call brings any more
         plan = self.retries.plan(
             request.provider,
             route,
@@ -117,12 +119,17 @@ class Attempts:
     def take_part(self, request: Request, report: Continues, now: Now, effects: list[Effect]) -> None:
         """A part of the answer has come: the next call goes on with it, under the same id and the same deadline."""
         self._learn(request, None, now, effects)
-        self._record(request, now, "length", "a part of the answer", 0.0)
+        route = request.route
+        if route is None or route.parts >= MAX_PARTS:
+            self._core.end(request, refusals.endless(request), now, effects)
+            return
+        self._record(request, now, report.why, "a part of the answer", 0.0)
         request.payload = report.payload
         request.payload_bytes = len(report.payload)
-        if request.route is not None:
-            request.route.tries_here = 0
-            request.route.fallbacks.clear()  # nobody else can go on with what this one has begun
+        route.parts += 1
+        route.partial = report.partial
+        route.tries_here = 0
+        route.fallbacks.clear()  # nobody else can go on with what this one has begun
         self._requeue(request, Phase.CONTINUED, now)
         self._core.scheduler.push(request)
 

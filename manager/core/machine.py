@@ -343,6 +343,7 @@ class Core:
             timeouts.first_token if timeouts else None,
             timeouts.idle if timeouts else None,
             request.operation,
+            request.route.parts if request.route else 0,
         )
         effects.append(ToWorker(worker, order))
 
@@ -425,6 +426,8 @@ class Core:
     ) -> None:
         """The one way out: final state, session, slot, records, and the news to the client. `state` else is the fault's."""
         state = state_of(fault) if state is None else state
+        if fault is not None:
+            fault = refusals.with_parts(request, fault)
         if state is State.INTERRUPTED and request.state is not State.PROCESSING:
             state = State.ERROR  # nothing is in doubt before the call
         move, outcome, phase = _OUTCOME_OF[state]

@@ -181,6 +181,8 @@ class Dispatch(_Message, frozen=True, tag=1):
     first_token_timeout: float | None = None
     idle_timeout: float | None = None
     operation: Operation = "chat"
+    part: int = 0
+    """How many calls have brought parts of the answer before: only with some of them may the payload tell of any."""
 
 
 class CancelCall(_Message, frozen=True, tag=2):
@@ -244,6 +246,10 @@ class Continues(_Message, frozen=True, tag=6):
     request_id: str
     attempt: int
     payload: bytes
+    why: Literal["length", "search"] = "length"
+    """It was cut at its limit, or asks for a search of the provider's own."""
+    partial: str = ""
+    """The text of all the parts until now, for whoever gets no answer in the end; bounded and redacted."""
 
 
 class Heartbeat(_Message, frozen=True, tag=5):

@@ -48,8 +48,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     """Have an answer that stopped at the length limit continued, and joined."""
     max_continuation_attempts: int = 3
     """Answers that may be joined, the first one counted."""
-    max_total_tokens: int = 32_000
-    """Tokens of all those answers together."""
+    max_total_tokens: int = 131_072
+    """Tokens of all those answers together; the first one has the request's own limit."""
 
 
 NO_OPTIONS: Final = Options()

@@ -74,7 +74,7 @@ def shape(
         or _refuse_parameters(rules, entry, model, asked.parameters)
         or _refuse_limits(entry, model, asked.parameters)
     )
-    return _fitted(rules, entry, asked) if fault is None else fault
+    return _fitted(entry, asked) if fault is None else fault
 
 
 # Callpool's own words.
@@ -273,12 +273,12 @@ def _refuse_limits(entry: ModelRules, model: str, parameters: Mapping[str, Any])
 # What is sent.
 
 
-def _fitted(rules: Rules, entry: ModelRules, asked: Shaped) -> Shaped:
+def _fitted(entry: ModelRules, asked: Shaped) -> Shaped:
     parameters: dict[str, Any] = {}
     dropped = list(asked.dropped)
     for name, value in asked.parameters.items():
         rule = entry.parameters.get(name)
-        if value is None and (rule is not None or name in rules.parameters):
+        if value is None:
             continue
         if rule is not None and rule.withholds(value):
             dropped.append(name)

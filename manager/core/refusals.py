@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from callpool.manager.core.faults import Detail, Fault
+from callpool.manager.core.retry import MAX_PARTS
 from callpool.manager.core.states import State
 
 if TYPE_CHECKING:
@@ -178,6 +179,22 @@ def over_all_calls(request: Request, fault: Fault) -> Fault:
     whole = timed_out(request)
     message = f"{whole.message}, in {request.tries} calls"
     return msgspec.structs.replace(fault, message=message, details={**fault.details, **whole.details})
+
+
+def endless(request: Request) -> Fault:
+    """Part after part, and no end."""
+    details: dict[str, Detail] = {
+        "provider": request.provider, "model": request.model, "retryable": False, "scope": "request", "in_doubt": True,
+    }  # fmt: skip
+    return Fault(code="broken_answer", message=f"the answer has not ended after {MAX_PARTS} parts", details=details)
+
+
+def with_parts(request: Request, fault: Fault) -> Fault:
+    """A fault with the text of the parts that came before: they were paid for. A worker that was there has put it in."""
+    partial = request.route.partial if request.route else ""
+    if not partial or fault.details.get("partial"):
+        return fault
+    return msgspec.structs.replace(fault, details={**fault.details, "partial": partial})
 
 
 def circuit_open(target: Target, last: Fault | None, seconds_left: float) -> Fault:

@@ -27,6 +27,8 @@ SAVINGS = 10.0
 MAX_ATTEMPTS = 10
 """Calls on one target that a request may ask for."""
 MAX_FALLBACKS = 8
+MAX_PARTS = 200
+"""Calls that may bring parts of one answer: more than any request can ask for."""
 OVERLOAD_FACTOR = 4.0
 """By how much longer the pause is when the provider has no capacity for anybody."""
 
@@ -64,7 +66,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     seconds: float
     """From its dispatch to its end."""
     code: str
-    """Of its fault; `length` for a part of an answer that the next call goes on with."""
+    """Of its fault; `length` or `search` for a part of an answer that the next call goes on with."""
     message: str
     wait: float
     """Seconds of the pause after it."""
@@ -73,7 +75,18 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
 class Route:
     """What a request may still try. Owned by the machine."""
 
-    __slots__ = ("attempts", "deadline", "dispatched_at", "fallbacks", "given", "in_doubt", "tried", "tries_here")
+    __slots__ = (
+        "attempts",
+        "deadline",
+        "dispatched_at",
+        "fallbacks",
+        "given",
+        "in_doubt",
+        "partial",
+        "parts",
+        "tried",
+        "tries_here",
+    )
 
     def __init__(
         self,
@@ -97,6 +110,10 @@ class Route:
         """Monotonic seconds at which all of it is over, from the first dispatch on."""
         self.dispatched_at = 0.0
         self.tried: list[Attempt] = []
+        self.parts = 0
+        """Calls that have brought a part of the answer."""
+        self.partial = ""
+        """The text of them all."""
 
 
 class Plan(NamedTuple):

@@ -12,7 +12,7 @@ from callpool.manager.core.events import CancelAsked, CutAsked, Effect, Reported
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import RESTART, Chunk, Continues, Dispatch, Done, Piece
 from callpool.manager.core.requests import Now, Record
-from callpool.manager.core.retry import SAVINGS, RetryRules, Target
+from callpool.manager.core.retry import MAX_PARTS, SAVINGS, RetryRules, Target
 
 from .build import TIMEOUT, Bench, make_core, to_clients, to_workers
 
@@ -559,6 +559,59 @@ class TestParts:
         [end] = ends(b.do(Reported(1, Continues("r", b.holder("r")[1], b"two"))))
         assert end.state == "cancelled"
         assert b.core.sessions.active == 0
+
+    def test_a_stream_that_breaks_in_a_later_part_is_not_begun_again(self) -> None:
+        """What came before would have to come again, and no call brings it."""
+        b = bench()
+        b.submit("r", stream=True, retry_in_doubt=True)
+        b.start("r")
+        b.do(Reported(1, Continues("r", b.holder("r")[1], b"two")))
+        b.start("r")
+        b.do(Reported(1, Piece("r", b.holder("r")[1], b"q")))
+        assert len(ends(b.finish("r", fault=BROKEN))) == 1
+
+    @pytest.mark.parametrize("end", ["lost", "deadline", "worker's own"])
+    def test_an_end_that_no_worker_tells_has_the_text_too(self, end: str) -> None:
+        b = bench()
+        b.submit("r")
+        b.start("r")
+        b.do(Reported(1, Continues("r", b.holder("r")[1], b"two", partial="One, ")))
+        b.start("r")
+        if end == "lost":
+            effects = b.do(WorkerDown(1, "died"))
+        elif end == "deadline":
+            b.do(Tick(), after=TIMEOUT + 2.0)
+            effects = b.finish("r", fault=Fault(code="cancelled", message="m"))
+        else:
+            effects = b.finish("r", fault=fault("broken_answer", in_doubt=True, partial="One, two"))
+        [done] = ends(effects)
+        assert done.fault is not None
+        assert done.fault.details["partial"] == ("One, two" if end == "worker's own" else "One, ")
+
+    def test_parts_end(self) -> None:
+        b = bench()
+        b.submit("r", timeout=1000.0)
+        effects: list[Effect] = []
+        for number in range(MAX_PARTS + 1):
+            b.start("r")
+            worker, attempt = b.holder("r")
+            order = b.core.requests["r"].route
+            assert order is not None
+            assert order.parts == number
+            effects = b.do(Reported(worker, Continues("r", attempt, b"{}")))
+        [done] = ends(effects)
+        assert done.fault is not None
+        assert done.fault.code == "broken_answer"
+        assert b.core.sessions.active == 0
+
+    def test_a_call_knows_how_many_parts_came_before(self) -> None:
+        b = bench()
+        b.submit("r")
+        assert b.core.requests["r"].route is not None
+        b.start("r")
+        [order] = to_workers(b.do(Reported(1, Continues("r", b.holder("r")[1], b"two"))))
+        assert isinstance(order, Dispatch)
+        assert order.part == 1
 
     def test_a_stream_of_parts_is_called_again_only_for_a_part_that_brought_nothing(self) -> None:
         b = bench(retry_rules=RetryRules(first_wait=0.0))

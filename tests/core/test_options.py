@@ -74,7 +74,7 @@ def test_what_are_no_options(other: object) -> None:
 
 def test_options_that_say_nothing_travel_as_nothing() -> None:
     assert msgspec.to_builtins(NO_OPTIONS) == {}
-    assert Options(max_total_tokens=32_000) == NO_OPTIONS
+    assert Options(max_total_tokens=131_072) == NO_OPTIONS
 
 
 def test_an_option_that_does_not_exist_is_refused() -> None:

@@ -15,6 +15,7 @@ from callpool.manager.kinds import rules_of
 from callpool.manager.settings import ProviderSettings
 from callpool.workers.conversation import MAX_SEARCHES, SEARCH_TOOL, Conversation
 from callpool.workers.providers.base import Answer
+from callpool.workers.providers.failures import MAX_PARTIAL
 
 KIMI = rules_of(ProviderSettings(kind="kimi"))
 GLM = rules_of(ProviderSettings(kind="glm"))
@@ -24,11 +25,17 @@ ON = {"enable_continuation": True}
 
 def order(payload: bytes | dict[str, Any], model: str = "kimi-k3") -> Dispatch:
     body = payload if isinstance(payload, bytes) else msgspec.json.encode({"messages": HELLO, **payload})
-    return Dispatch("r", 1, "p", model, 10.0, stream=False, payload=body)
+    return Dispatch("r", 1, "p", model, 10.0, stream=False, payload=body, part=int(isinstance(payload, bytes)))
 
 
 def at(payload: bytes | dict[str, Any], rules: Rules = KIMI, model: str = "kimi-k3") -> Conversation:
     return Conversation(order(payload, model), rules)
+
+
+def next_of(conversation: Conversation, answer: Answer) -> bytes | None:
+    """The payload of the call that goes on."""
+    following = conversation.following(answer)
+    return None if following is None else following.payload
 
 
 def cut(text: str, tokens: int = 64, **more: Any) -> Answer:
@@ -45,21 +52,21 @@ def answered(text: str, finish: str = "stop", tokens: int = 64, **more: Any) -> 
 def test_an_answer_in_three_parts() -> None:
     first = at({"callpool": ON, "temperature": 1.0})
     assert [message["role"] for message in first.call().messages] == ["user"]
-    payload = first.next_payload(cut("One, ", reasoning_content="Let me "))
+    payload = next_of(first, cut("One, ", reasoning_content="Let me "))
     assert payload is not None
     second = at(payload)
     assert second.call().messages == [
         *HELLO,
         {"role": "assistant", "content": "One, ", "partial": True, "reasoning_content": "Let me "},
     ]
-    payload = second.next_payload(cut("two, ", reasoning_content="see"))
+    payload = next_of(second, cut("two, ", reasoning_content="see"))
     assert payload is not None
     third = at(payload)
     assert third.call().messages[-1] == {
         "role": "assistant", "content": "One, two, ", "partial": True, "reasoning_content": "Let me see",
     }  # fmt: skip
     last = answered("three.", tokens=8)
-    assert third.next_payload(last) is None
+    assert next_of(third, last) is None
     whole = third.whole(last)
     assert (whole.content, whole.finish_reason, whole.reasoning_content) == ("One, two, three.", "stop", "Let me see")
     assert whole.usage == {
@@ -86,7 +93,7 @@ def test_an_answer_in_three_parts() -> None:
 def test_what_stays_cut_says_why(payload: dict[str, Any], answer: Answer, why: str) -> None:
     conversation = at(payload)
     conversation.call()
-    assert conversation.next_payload(answer) is None
+    assert next_of(conversation, answer) is None
     whole = conversation.whole(answer)
     assert whole.finish_reason == "length"
     assert whole.continuation is not None
@@ -96,7 +103,7 @@ def test_what_stays_cut_says_why(payload: dict[str, Any], answer: Answer, why: s
 
 def test_a_provider_without_partial_mode_marks_what_is_cut() -> None:
     conversation = at({"callpool": ON}, GLM, "glm-5")
-    assert conversation.next_payload(cut("a")) is None
+    assert next_of(conversation, cut("a")) is None
     continuation = conversation.whole(cut("a")).continuation
     assert continuation is not None
     assert continuation["why"] == "the provider has no way to continue an answer"
@@ -105,7 +112,7 @@ def test_a_provider_without_partial_mode_marks_what_is_cut() -> None:
 def test_a_full_context_is_a_cut_that_nothing_helps() -> None:
     conversation = at({"callpool": ON})
     answer = answered("a", "model_context_window_exceeded")
-    assert conversation.next_payload(answer) is None
+    assert next_of(conversation, answer) is None
     continuation = conversation.whole(answer).continuation
     assert continuation is not None
     assert (continuation["was_truncated"], continuation["why"]) == (True, "the model's context is full")
@@ -113,7 +120,7 @@ def test_a_full_context_is_a_cut_that_nothing_helps() -> None:
 
 def test_without_the_option_nothing_is_continued_and_nothing_said() -> None:
     conversation = at({})
-    assert conversation.next_payload(cut("a")) is None
+    assert next_of(conversation, cut("a")) is None
     assert conversation.whole(cut("a")) == cut("a")
 
 
@@ -123,10 +130,10 @@ def test_an_answer_that_was_never_cut_says_nothing_of_it() -> None:
 
 
 def test_a_continuation_that_brings_nothing_ends() -> None:
-    payload = at({"callpool": ON}).next_payload(cut("a"))
+    payload = next_of(at({"callpool": ON}), cut("a"))
     assert payload is not None
     conversation = at(payload)
-    assert conversation.next_payload(cut("")) is None
+    assert next_of(conversation, cut("")) is None
     continuation = conversation.whole(cut("")).continuation
     assert continuation is not None
     assert continuation["why"] == "the last call brought nothing more"
@@ -134,16 +141,42 @@ def test_a_continuation_that_brings_nothing_ends() -> None:
 
 
 def test_the_budget_of_tokens_bounds_each_call() -> None:
-    conversation = at({"callpool": {**ON, "max_total_tokens": 100}, "max_tokens": 70})
-    assert conversation.call().parameters["max_completion_tokens"] == 70
-    payload = conversation.next_payload(cut("a", tokens=70))
+    conversation = at({"callpool": {**ON, "max_total_tokens": 100}, "max_tokens": 300})
+    assert conversation.call().parameters["max_completion_tokens"] == 300, "the first is the caller's own"
+    payload = next_of(conversation, cut("a", tokens=70))
     assert payload is not None
     assert at(payload).call().parameters["max_completion_tokens"] == 30
 
 
+@pytest.mark.parametrize(("limit", "sent"), [({}, 30), ({"max_tokens": 20}, 20), ({"max_completion_tokens": 90}, 30)])
+def test_a_later_call_has_a_limit_also_where_the_first_had_none(limit: dict[str, int], sent: int) -> None:
+    asked = {"callpool": {**ON, "max_total_tokens": 100}, **limit}
+    payload = next_of(at(asked, model="moonshot-v1-8k"), cut("a", tokens=70))
+    assert payload is not None
+    later = at(payload, model="moonshot-v1-8k")
+    assert later.call().parameters == {"max_completion_tokens": sent}
+
+
+def test_a_beginning_of_the_callers_own_is_one_with_what_came() -> None:
+    own = {"role": "assistant", "content": "Once", "partial": True, "reasoning_content": "hm ", "name": "poet"}
+    payload = next_of(at({"callpool": ON, "messages": [*HELLO, own]}), cut(" upon", reasoning_content="ha"))
+    assert payload is not None
+    later = at(payload)
+    assert later.call().messages == [*HELLO, own | {"content": "Once upon", "reasoning_content": "hm ha"}]
+    assert later.whole(answered(" a time")).content == " upon a time", "the provider does not repeat the caller's own"
+
+
+@pytest.mark.parametrize("stated", [{"n": None}, {"n": 1}, {"n": 2}])
+def test_what_is_not_sent_hinders_nothing(stated: dict[str, Any]) -> None:
+    rules = rules_of(ProviderSettings(kind="kimi", unsupported_parameters="drop"))
+    conversation = at({"callpool": ON, **stated}, rules)
+    conversation.call()
+    assert next_of(conversation, cut("a")) is not None
+
+
 def test_tokens_that_a_provider_does_not_count_are_estimated() -> None:
     answer = Answer(content="x" * 400, finish_reason="length")
-    payload = at({"callpool": ON}).next_payload(answer)
+    payload = next_of(at({"callpool": ON}), answer)
     assert payload is not None
     assert msgspec.json.decode(payload)[SO_FAR_KEY]["tokens"] == 100
 
@@ -151,27 +184,31 @@ def test_tokens_that_a_provider_does_not_count_are_estimated() -> None:
 def test_what_grows_beyond_what_may_be_sent_stays_cut() -> None:
     conversation = at({"callpool": {**ON, "max_total_tokens": 10_000_000}})
     answer = cut("x" * (8 << 20), tokens=1)
-    assert conversation.next_payload(answer) is None
+    assert next_of(conversation, answer) is None
     continuation = conversation.whole(answer).continuation
     assert continuation is not None
     assert "over 8388608 bytes" in continuation["why"]
 
 
 def test_a_provider_that_cannot_go_on_is_not_asked_to() -> None:
-    payload = at({"callpool": ON}).next_payload(cut("a"))
+    payload = next_of(at({"callpool": ON}), cut("a"))
     assert payload is not None
     with pytest.raises(BadInput):
         at(payload, GLM, "glm-5").call()
 
 
 def test_an_error_within_has_all_the_text_that_was_paid_for() -> None:
-    payload = at({"callpool": ON}).next_payload(cut("One, "))
+    payload = next_of(at({"callpool": ON}), cut("One, "))
     assert payload is not None
     later = at(payload)
     busy = ProviderOverloaded("busy", provider="p", model="m", retryable=True, partial="two")
     assert later.with_text(busy).partial == "One, two"
     assert later.with_text(RequestTimeout("late", which="total", seconds=1.0)).partial == "One, "
     assert type(later.with_text(busy)) is ProviderOverloaded
+    following = later.following(cut("x" * MAX_PARTIAL))
+    assert following is not None
+    assert len(following.partial) == MAX_PARTIAL
+    assert len(at(following.payload).with_text(busy).partial) == MAX_PARTIAL
     assert at({"callpool": ON}).with_text(busy) is busy
 
 
@@ -181,36 +218,64 @@ ASKED = {"callpool": {"use_websearch": True}}
 
 class TestSearch:
     def test_the_arguments_go_back_as_they_came(self) -> None:
-        asks = answered("", "tool_calls", 5, tool_calls=[CALL], reasoning_content="hm")
-        payload = at(ASKED).next_payload(asks)
+        asks = answered("Let me see. ", "tool_calls", 5, tool_calls=[CALL], reasoning_content="hm")
+        payload = next_of(at(ASKED), asks)
         assert payload is not None
         found = at(payload)
         assert found.call().messages == [
             *HELLO,
-            {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning_content": "hm"},
+            {"role": "assistant", "content": "Let me see. ", "tool_calls": [CALL], "reasoning_content": "hm"},
             {"role": "tool", "tool_call_id": "c1", "name": SEARCH_TOOL, "content": '{"q":"x"}'},
         ]
         whole = found.whole(answered("found", tokens=7))
-        assert (whole.content, whole.usage["completion_tokens"]) == ("found", 12)
+        assert (whole.content, whole.usage["completion_tokens"]) == ("Let me see. found", 12)
+        assert whole.searches == {"rounds": 1}
+        following = at(ASKED).following(asks)
+        assert following is not None
+        assert (following.why, following.partial) == ("search", "Let me see. ")
 
     def test_only_where_it_was_asked_for_and_nothing_else_is_called(self) -> None:
         other = {"id": "c2", "type": "function", "function": {"name": "mine", "arguments": "{}"}}
         asks = answered("", "tool_calls", tool_calls=[CALL])
         both = answered("", "tool_calls", tool_calls=[CALL, other])
-        assert at({}).next_payload(asks) is None
-        assert at(ASKED).next_payload(both) is None
+        assert next_of(at({}), asks) is None
+        assert next_of(at(ASKED), both) is None
 
     def test_it_ends(self) -> None:
         asks = answered("", "tool_calls", tool_calls=[CALL])
         payload: bytes | dict[str, Any] = ASKED
         for _ in range(MAX_SEARCHES):
-            found = at(payload).next_payload(asks)
+            found = next_of(at(payload), asks)
             assert found is not None
             payload = found
-        assert at(payload).next_payload(asks) is None
+        last = at(payload)
+        assert next_of(last, asks) is None
+        searches = last.whole(asks).searches
+        assert searches is not None
+        assert searches.pop("why").startswith("the model asked for more than 8 searches")
+        assert searches == {"rounds": MAX_SEARCHES}
+
+    def test_an_answer_after_a_search_may_be_cut_and_continued(self) -> None:
+        both = {"callpool": {"use_websearch": True, **ON}}
+        payload = next_of(at(both), answered("Let me see. ", "tool_calls", 5, tool_calls=[CALL]))
+        assert payload is not None
+        payload = next_of(at(payload), cut("One, "))
+        assert payload is not None
+        last = at(payload)
+        assert last.call().messages[-1] == {"role": "assistant", "content": "One, ", "partial": True}
+        assert last.whole(answered("two")).content == "Let me see. One, two"
 
 
-@pytest.mark.parametrize("wrong", [None, [], {"text": 1}, {"typo": 1}])
-def test_what_has_come_so_far_is_ours_to_say(wrong: Any) -> None:
+@pytest.mark.parametrize(
+    "wrong", [None, [], {"text": 1}, {"typo": 1}, {"tokens": -1}, {"answers": -1}, {"searches": -1}]
+)
+def test_what_has_come_so_far_has_bounds(wrong: Any) -> None:
     with pytest.raises(BadInput):
-        at({SO_FAR_KEY: wrong})
+        at(msgspec.json.encode({"messages": HELLO, SO_FAR_KEY: wrong}))
+
+
+def test_what_has_come_so_far_is_not_for_a_request_to_say() -> None:
+    """A client that speaks the wire itself could lift every bound with it."""
+    with pytest.raises(BadInput) as caught:
+        at({SO_FAR_KEY: {}})
+    assert caught.value.param == SO_FAR_KEY

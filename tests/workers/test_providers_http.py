@@ -48,7 +48,7 @@ class Exchange:
         self.body = b""
 
     async def read_body(self) -> None:
-        self.body = await self.reader.readexactly(int(self.headers["content-length"]))
+        self.body = await self.reader.readexactly(int(self.headers.get("content-length", "0")))
 
     async def send(
         self, body: bytes, *, status: str = "200 OK", kind: str = "application/json", more: str = ""

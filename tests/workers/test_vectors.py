@@ -17,14 +17,14 @@ PACKED = base64.b64encode(struct.pack("<3f", 0.5, -1.0, 0.25)).decode()
 
 
 def test_vectors_come_in_the_order_of_their_texts() -> None:
-    data = [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": PACKED}]
-    answer = read_embeddings({"data": data, "usage": {"prompt_tokens": 3}})
-    assert answer.embeddings == [[0.5, -1.0, 0.25], [2.0]]
+    data = [{"index": 1, "embedding": [2.0, 0.0, 0.0]}, {"index": 0, "embedding": PACKED}]
+    answer = read_embeddings({"data": data, "usage": {"prompt_tokens": 3}}, 2)
+    assert answer.embeddings == [[0.5, -1.0, 0.25], [2.0, 0.0, 0.0]]
     assert answer.usage == {"prompt_tokens": 3}
 
 
 def test_a_service_may_leave_numbers_and_counts_out() -> None:
-    answer = read_embeddings({"data": [{"embedding": [1]}, {"embedding": [2]}]})
+    answer = read_embeddings({"data": [{"embedding": [1]}, {"embedding": [2]}]}, 2)
     assert (answer.embeddings, answer.usage) == ([[1], [2]], {})
 
 
@@ -47,7 +47,13 @@ def test_a_service_may_leave_numbers_and_counts_out() -> None:
 )
 def test_what_are_no_vectors(data: Any) -> None:
     with pytest.raises(Malformed):
-        read_embeddings({"data": data})
+        read_embeddings({"data": data}, 2 if data and len(data) == 2 else 1)
+
+
+@pytest.mark.parametrize(("vectors", "wanted"), [([[1.0]], 2), ([[1.0], [2.0]], 1), ([[1.0], [2.0, 3.0]], 2)])
+def test_each_text_has_its_vector_or_there_is_no_answer(vectors: list[list[float]], wanted: int) -> None:
+    with pytest.raises(Malformed):
+        read_embeddings({"data": [{"embedding": vector} for vector in vectors]}, wanted)
 
 
 def test_models_are_told_as_they_are() -> None:

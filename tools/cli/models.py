@@ -28,6 +28,8 @@ def models(
     """List the models of the configuration, with the tokens of a prompt and answer (context) and of an answer where known."""
     if ask and provider is None:
         raise typer.BadParameter("needs --provider: a list is asked of one account", param_hint="'--ask'")
+    if timeout is not None and not ask:
+        raise typer.BadParameter("is for --ask: nothing else is asked of a provider", param_hint="'--timeout'")
     with connect(address) as client:
         if ask and provider is not None:
             rows = [{"provider": provider, **_known(each)} for each in client.list_models(provider, timeout=timeout)]
@@ -45,4 +47,4 @@ def models(
 def _known(told: dict[str, Any]) -> dict[str, Any]:
     """A model as its provider tells it, under our names where it tells the same."""
     context = told.get("context_length")
-    return {"model": told["id"], "context": context if isinstance(context, int) else None, "raw": told}
+    return {"model": told["id"], "context": context if type(context) is int and context > 0 else None, "raw": told}

@@ -66,6 +66,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     continuation: dict[str, Any] | None = None
     """Of an answer that was cut at the length limit, where the request asked for more: `answers` joined, `total_tokens`,
     `is_complete`, `was_truncated`, and `why` it still is."""
+    searches: dict[str, Any] | None = None
+    """Of an answer for which the provider searched: in how many `rounds`, and `why` that is all."""
     dropped_parameters: list[str] = []
     """What the request stated and the provider was not sent, because it leaves no choice there."""
     raw: Any = None

@@ -23,11 +23,20 @@ from callpool.manager.errors import (
     ProviderUnreachable,
     QuotaExhausted,
     RateLimited,
+    from_fault,
 )
 from callpool.workers.providers.base import Call
 from callpool.workers.providers.presets import Preset
 from callpool.workers.providers.secret import redact
-from callpool.workers.providers.verdicts import LONG_LIMITS, SLOW_DOWN, WRONG_ADDRESS, Verdict, by_status, by_words
+from callpool.workers.providers.verdicts import (
+    LONG_LIMITS,
+    SLOW_DOWN,
+    WRONG_ADDRESS,
+    Scope,
+    Verdict,
+    by_status,
+    by_words,
+)
 from callpool.workers.providers.waits import (
     MAX_RETRY_AFTER,
     MAX_WINDOW,
@@ -113,6 +122,13 @@ def failed_finish(call: Call, reason: str, verdict: Verdict, text: str) -> Provi
     )
 
 
+def after_order(error: ProviderError) -> ProviderError:
+    """The error of a look for an answer that the service works on: whatever kept us from it, it may be billed."""
+    fault = msgspec.structs.replace(error.fault, details={**error.fault.details, "in_doubt": True})
+    found = from_fault(fault)
+    return found if isinstance(found, ProviderError) else error
+
+
 def unreachable(
     call: Call, phase: str, reason: str, *, retryable: bool, partial: str | None = None
 ) -> ProviderUnreachable:
@@ -131,15 +147,27 @@ def unreachable(
     )
 
 
-def broken(call: Call, reason: str, partial: str | None = None, *, retryable: bool = True) -> BrokenAnswer:
-    """The error of an answer that came and cannot be understood; not `retryable` where it would be no better the next time."""
+def broken(call: Call, reason: str, partial: str | None = None) -> BrokenAnswer:
+    """The error of an answer that came and cannot be understood."""
+    return _broken(call, reason, partial, retryable=True, scope="provider")
+
+
+def too_long(call: Call, reason: str, partial: str | None = None) -> BrokenAnswer:
+    """The error of an answer that is more than we take: it would be no shorter the next time, and the provider is not in trouble."""
+    return _broken(call, reason, partial, retryable=False, scope="request", hint="ask for less at once")
+
+
+def _broken(
+    call: Call, reason: str, partial: str | None, *, retryable: bool, scope: Scope, hint: str | None = None
+) -> BrokenAnswer:
     return BrokenAnswer(
         f"the answer of provider {call.provider!r} cannot be used: {clean(reason)}",
+        hint=hint,
         provider=call.provider,
         model=call.model,
         retryable=retryable,
         retry_after=None,
-        scope="provider",
+        scope=scope,
         in_doubt=True,
         **_partial(partial),
     )
@@ -233,4 +261,9 @@ def _codes(error: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _partial(text: str | None) -> dict[str, str]:
-    return {} if text is None else {"partial": redact(text)[:MAX_PARTIAL]}
+    return {} if text is None else {"partial": bounded(text)}
+
+
+def bounded(text: str) -> str:
+    """Text of an answer as it may stand in an error."""
+    return redact(text)[:MAX_PARTIAL]

@@ -123,7 +123,7 @@ class OpenAICompatible:
             partial = joined.text if joined else None
             failure = failures.unreachable(call, lost.phase, lost.reason, retryable=lost.retryable, partial=partial)
         except (TooLong, EventTooLarge) as endless:
-            failure = failures.broken(call, str(endless), joined.text if joined else None, retryable=False)
+            failure = failures.too_long(call, str(endless), joined.text if joined else None)
         except Malformed as malformed:
             failure = failures.broken(call, str(malformed), joined.text if joined else None)
         except RecursionError:  # in decoding, in joining, or in passing on
@@ -190,7 +190,9 @@ class OpenAICompatible:
     async def _read_plain(self, call: Call, reply: Reply, progress: Progress, last_call: float) -> Answer:
         body = await self._read_object(call, reply, progress, last_call)
         if call.operation != "chat":
-            return read_embeddings(body) if call.operation == "embeddings" else read_models(body)
+            texts = call.parameters.get("input")
+            wanted = len(texts) if isinstance(texts, list) else 1
+            return read_embeddings(body, wanted) if call.operation == "embeddings" else read_models(body)
         answer = self._checked(call, read_completion(body, self._preset.usage))
         if call.stream and answer.content:
             await progress.chunk(answer.content, None)
@@ -208,9 +210,12 @@ class OpenAICompatible:
             try:
                 async with await self._connections.send(url) as reply:
                     task = await self._read_object(call, reply, progress, last_call)
-            except (ConnectionFailed, ProviderError) as error:
+            except (ConnectionFailed, Malformed):
+                continue  # the task goes on without us
+            except ProviderError as error:
                 if not error.retryable:
-                    raise
+                    raise failures.after_order(error) from None
+                pause = max(pause, error.retry_after or 0.0)
                 continue
             if has_ended(task):
                 return self._checked(call, read_completion(task, self._preset.usage))

@@ -15,14 +15,18 @@ from callpool.workers.providers.completion import Malformed
 MAX_MODELS = 10_000
 
 
-def read_embeddings(body: dict[str, Any]) -> Answer:
-    """The vectors of an answer, in the order of the texts. Raises `Malformed`."""
+def read_embeddings(body: dict[str, Any], wanted: int) -> Answer:
+    """The `wanted` vectors of an answer, in the order of the texts. Raises `Malformed`, also for fewer or more."""
     data = body.get("data")
     if not isinstance(data, list) or not all(isinstance(each, dict) for each in data):
         raise Malformed("its data is no list of objects")
     numbered = [(each.get("index", place), _vector(each.get("embedding"))) for place, each in enumerate(data)]
     if sorted(index for index, _ in numbered if isinstance(index, int)) != list(range(len(numbered))):
         raise Malformed("its vectors are not numbered one by one")
+    if len(numbered) != wanted:
+        raise Malformed(f"it has {len(numbered)} vectors for {wanted} texts")
+    if len({len(vector) for _, vector in numbered}) > 1:
+        raise Malformed("its vectors differ in length")
     usage = body.get("usage")
     return Answer(
         content="",

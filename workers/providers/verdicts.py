@@ -79,9 +79,7 @@ OVERLOADED = Verdict(
 )
 FAILED = Verdict(ProviderError, "provider", retryable=True)
 GATEWAY_FAILED = Verdict(ProviderError, "provider", retryable=True, in_doubt=True)
-WRONG_ADDRESS = Verdict(
-    ProviderError, "account", hint="nothing serves chat completions at this address: check `base_url`"
-)
+WRONG_ADDRESS = Verdict(ProviderError, "account", hint="nothing serves this at that address: check `base_url`")
 
 BY_STATUS: Mapping[int, Verdict] = {
     401: BAD_KEY,
