@@ -109,6 +109,12 @@ def test_a_provider_without_partial_mode_marks_what_is_cut() -> None:
     assert continuation["why"] == "the provider has no way to continue an answer"
 
 
+def test_one_of_several_answers_is_not_continued() -> None:
+    conversation = at({"callpool": ON, "n": 2}, model="moonshot-v1-8k")
+    conversation.call()
+    assert next_of(conversation, cut("a")) is None
+
+
 def test_a_full_context_is_a_cut_that_nothing_helps() -> None:
     conversation = at({"callpool": ON})
     answer = answered("a", "model_context_window_exceeded")

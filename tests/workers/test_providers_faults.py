@@ -188,6 +188,7 @@ def test_what_is_too_long_would_be_too_long_again(*, stream: bool) -> None:
                 found = await outcome_of(provider, make_call(stream=stream, fault=fault, size=1 << 23), Recorder())
                 assert isinstance(found, BrokenAnswer)
                 assert (found.retryable, found.in_doubt) == (retryable, True), fault
+                assert found.scope == ("provider" if retryable else "request"), "it is no trouble of the provider's"
 
     asyncio.run(main())
 
