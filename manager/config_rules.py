@@ -112,8 +112,9 @@ def _targets(value: object) -> str | None:
 
 
 def _share(value: object) -> str | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if number and 0 <= float(str(value)) <= 1 else wanted("a number from 0 to 1", value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return None
+    return wanted("a number from 0 to 1", value)
 
 
 def _file_name(value: object) -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from callpool.manager.core import refusals
-from callpool.manager.core.catalogue import given_timeouts
+from callpool.manager.core.catalogue import NOT_GIVEN, given_timeouts
 from callpool.manager.core.circuits import Circuits
 from callpool.manager.core.deadlines import Deadlines
 from callpool.manager.core.events import ToClient
@@ -62,9 +62,8 @@ class Attempts:
 
     def route_for(self, submit: Submit) -> Route:
         """What this request may try."""
-        attempts = submit.max_attempts
         return Route(
-            attempts=self.retries.rules_of(submit.provider).attempts if attempts is None else attempts,
+            attempts=submit.max_attempts,
             fallbacks=self._core.catalogue.fallbacks_for(submit),
             in_doubt=submit.retry_in_doubt,
             given=given_timeouts(submit),
@@ -86,12 +85,19 @@ class Attempts:
         route.dispatched_at = now.monotonic
         if route.deadline is None:
             route.deadline = now.monotonic + request.timeout
-            return request.timeout
-        return max(0.0, route.deadline - now.monotonic)
+            route.left = request.timeout
+        else:
+            route.left = max(0.0, route.deadline - now.monotonic)
+        return route.left
+
+    def brings(self, request: Request) -> None:
+        """Something of its answer has come: a circuit that it probes has nothing to wait for."""
+        if self.circuits.any_open:
+            self.circuits.works(request.target)
 
     def goes_on(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> bool:
         """The call of a request has ended; whether another one follows."""
-        self._learn(request, fault, now, effects)
+        self._learn(request, fault, now)
         if fault is None:
             return False
         route = request.route
@@ -118,7 +124,7 @@ class Attempts:
 
     def take_part(self, request: Request, report: Continues, now: Now, effects: list[Effect]) -> None:
         """A part of the answer has come: the next call goes on with it, under the same id and the same deadline."""
-        self._learn(request, None, now, effects)
+        self._learn(request, None, now)
         route = request.route
         if route is None or route.parts >= MAX_PARTS:
             self._core.end(request, refusals.endless(request), now, effects)
@@ -146,6 +152,7 @@ class Attempts:
             if request.route.tries_here == 0 and not any(each.called for each in request.route.tried):
                 request.route.deadline = None
         self._requeue(request, Phase.RETRY, now)
+        self.redirect(request, now)
         self._core.scheduler.push(request)
 
     def leave(self, request: Request) -> None:
@@ -153,11 +160,18 @@ class Attempts:
         if self.circuits.any_open:
             self.circuits.leave(request.target, request.request_id)
 
-    def tick(self, now: Now) -> None:
+    def tick(self, now: Now, effects: list[Effect]) -> None:
         """Time passed: rests are over, and so are pauses of circuits."""
+        scheduler = self._core.scheduler
         for request_id in self.rests.pop_due(now.monotonic):
-            self._core.scheduler.wake(request_id)
-        self.circuits.wake(now.monotonic)
+            request = self._core.requests[request_id]
+            other = self._other_target(request, now) if self.circuits.any_open else None
+            if other is None:
+                scheduler.wake(request_id)
+            else:
+                self._move(request, other)
+        for target in self.circuits.wake(now.monotonic):
+            self._end_patience(target, now, effects)
 
     def next_due(self) -> float | None:
         """Monotonic seconds at which a `Tick` is due, or None."""
@@ -189,40 +203,60 @@ class Attempts:
 
     # Within.
 
-    def _learn(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> None:
+    def _learn(self, request: Request, fault: Fault | None, now: Now) -> None:
         """What the end of a call says of its target."""
         if fault is None:
             self.retries.completed(request.provider)
             self.circuits.works(request.target)
         elif self._is_trouble(request, fault):
-            if self.circuits.fails(request.target, request.request_id, fault, now.monotonic):
-                self._opened(request.target, now, effects)
-        elif "scope" in fault.details:  # else it says nothing: it was cancelled, or the fault is ours
+            if self.circuits.fails(request.target, request.request_id, refusals.without_text(fault), now.monotonic):
+                self._opened(request.target, now)
+        elif (
+            "scope" in fault.details and "exception" not in fault.details
+        ):  # else it was cancelled, or the fault is ours
             self.circuits.works(request.target)
 
     def _is_trouble(self, request: Request, fault: Fault) -> bool:
         """Whether a fault is the provider's trouble, and not this request's or this account's."""
         if fault.code != "timeout":
             return fault.details.get("scope") == "provider"
-        if fault.details.get("sent") is False:
+        route = request.route
+        if route is None or fault.details.get("sent") is False:
             return False  # it waited for a connection, in its worker
-        given = request.route.given if request.route else (None, None, None)
+        if self.circuits.probes(request.target, request.request_id):
+            return True  # nothing came of what was asked whether anything comes
+        total, first_token, idle = route.given
         which = fault.details.get("which")
-        return dict(zip(("total", "first_token", "idle"), given, strict=True)).get(str(which)) is None
+        if which != "total":
+            return (first_token if which == "first_token" else idle) is None
+        whole = self._core.catalogue.timeouts_at(request.target, NOT_GIVEN).total
+        return total is None and route.left >= whole  # else it had less time than calls there have
 
-    def _opened(self, target: Target, now: Now, effects: list[Effect]) -> None:
-        """Its circuit has opened, or opened again: who waits for it goes elsewhere, waits on, or has waited long enough."""
-        core, circuits = self._core, self.circuits
-        oldest = now.monotonic - circuits.rules.patience
-        for request in core.scheduler.waiting_for(target):
+    def _opened(self, target: Target, now: Now) -> None:
+        """Its circuit has opened, or opened again: who waits for it and has another target goes there."""
+        for request in self._core.scheduler.waiting_for(target):
             other = self._other_target(request, now)
             if other is not None:
-                core.scheduler.remove(request.request_id)
-                self._aim(request, other)
-                core.scheduler.push(request)
-            elif max(_waits_since(request), circuits.opened_at(target)) <= oldest:
-                left = circuits.seconds_left(target, now.monotonic)
-                core.end(request, refusals.circuit_open(target, circuits.last_fault(target), left), now, effects)
+                self._move(request, other)
+
+    def _end_patience(self, target: Target, now: Now, effects: list[Effect]) -> None:
+        """End who has waited long enough for an open circuit, and look again when the next one will have."""
+        core, circuits, patience = self._core, self.circuits, self.circuits.rules.patience
+        look_at = now.monotonic + patience
+        for request in core.scheduler.waiting_for(target):
+            due = max(_waits_since(request), circuits.opened_at(target)) + patience
+            if due > now.monotonic:
+                look_at = min(look_at, due)
+                continue
+            left = circuits.seconds_left(target, now.monotonic)
+            core.end(request, refusals.circuit_open(target, circuits.last_fault(target), left), now, effects)
+        circuits.look_again(target, look_at)
+
+    def _move(self, request: Request, target: Target) -> None:
+        """Let a waiting request wait for another target, at once."""
+        self._core.scheduler.remove(request.request_id)
+        self._aim(request, target)
+        self._core.scheduler.push(request)
 
     def _record(self, request: Request, now: Now, code: str, message: str, wait: float) -> None:
         route = request.route
@@ -268,6 +302,7 @@ class Attempts:
 
     def _aim(self, request: Request, target: Target) -> None:
         """From now on its calls go there."""
+        self.retries.count(request.provider).fallbacks += 1
         request.target = target
         request.provider, request.model = target
         route = request.route

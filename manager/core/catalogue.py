@@ -64,6 +64,10 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     model_fallbacks: dict[str, list[str]] = {}
     """The same by model, where a model has its own."""
 
+    def has(self, model: str) -> bool:
+        """Whether the configuration allows this model."""
+        return self.any_model or model in self.models
+
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     """All that a client must know to refuse bad input by itself."""
@@ -103,15 +107,25 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def fallbacks_for(self, submit: Submit) -> list[Target]:
-        """Where this request's call may go instead, in order: the request's own list, else the model's, else the provider's."""
-        entry = self.providers[submit.provider]
+        """Where this request's call may go instead, in order: the request's own list, else the model's, else the provider's.
+
+        Those of the configuration are for chats alone, and only as far as they can serve.
+        """
         named = submit.fallbacks
-        if named is None:
+        if named is None and submit.operation == "chat":
+            entry = self.providers[submit.provider]
             named = entry.model_fallbacks.get(submit.model, entry.fallbacks)
         if not named:
             return []
         targets = dict.fromkeys(Target(*name.split("/", 1)) for name in named)
-        return [target for target in targets if target != (submit.provider, submit.model)]
+        own = (submit.provider, submit.model)
+        return [target for target in targets if target != own and self._can_serve(target, submit)]
+
+    def _can_serve(self, target: Target, submit: Submit) -> bool:
+        entry = self.providers.get(target.provider)
+        if entry is None or entry.refusal is not None:
+            return False
+        return entry.has(target.model) and submit.operation in entry.rules.operations
 
     def refuse(self, submit: Submit) -> Fault | None:
         """The fault in this request, or None. Metadata size is the session table's business: it counts refusals."""
@@ -123,7 +137,7 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
         if submit.operation not in entry.rules.operations:
             can = ", ".join(entry.rules.operations)
             return bad_input("provider", f"{submit.provider!r} does not serve {submit.operation}: it serves {can}")
-        if submit.operation != "models" and (fault := _refuse_model(submit, entry)) is not None:
+        if (fault := _refuse_model(submit, entry)) is not None:
             return fault
         if entry.refusal is not None:
             return entry.refusal
@@ -160,7 +174,9 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
                 return msgspec.structs.replace(self.unknown_provider(provider), param=param)
             if submit.operation not in entry.rules.operations:
                 return bad_input(param, f"does not serve {submit.operation}: {name[:80]!r}")
-            if model not in entry.models and not entry.any_model:
+            if entry.refusal is not None:
+                return msgspec.structs.replace(entry.refusal, param=param)
+            if not entry.has(model):
                 unknown = _unknown("model", model, entry.models, of=f" of provider {provider!r}")
                 return msgspec.structs.replace(unknown, param=param)
         return None
@@ -169,7 +185,9 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 def _refuse_model(submit: Submit, entry: ProviderEntry) -> Fault | None:
     if len(submit.model) > MAX_MODEL_NAME:
         return bad_input("model", f"has {len(submit.model)} characters, the limit is {MAX_MODEL_NAME}")
-    if submit.model not in entry.models and not entry.any_model:
+    if submit.operation == "models":
+        return bad_input("model", "must be empty: all models are asked for") if submit.model else None
+    if not entry.has(submit.model):
         return _unknown("model", submit.model, entry.models, of=f" of provider {submit.provider!r}")
     return None
 

@@ -3,7 +3,7 @@
     closed ── `failures` requests in a row failed ──► open ── its pause is over ──► half open: ONE call, the probe
        ▲                                              ▲  │                              │        │
        │                                              │  └── the pause doubles ◄─ fails ┘        │ answered
-       └──────────────────────────────────────────────┼─────────────────────────────────────────┘
+       └──────────────────────────────────────────────┼─── or begins to be ─────────────────────┘
                                                       └─ the probe was cancelled, or lost: the next request is one
 
 Half open is no state that could last: it is an open circuit whose pause is over. The probe is a request that has a slot, so it ends
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_CIRCUITS = 1_000
 """Targets with trouble that are remembered at once; any model's name may be one where an account allows all."""
+FORGOTTEN = 600.0
+"""Seconds after its pause for which an open circuit waits for somebody who tries it."""
 WAKE_TICK = 0.02
 """Seconds by which a probe may come late."""
 
@@ -42,7 +44,7 @@ class CircuitRules(msgspec.Struct, frozen=True, kw_only=True):
     longest_pause: float = 60.0
     """Seconds: the pause doubles with each probe that fails, up to this."""
     patience: float = 30.0
-    """Seconds that a request waits for an open circuit before a failed probe ends it as well."""
+    """Seconds that a request waits for an open circuit at most."""
 
 
 class _Circuit:
@@ -67,6 +69,10 @@ class Circuits:
         self._circuits: dict[Target, _Circuit] = {}
         self._open: set[Target] = set()
         self._wakes = Deadlines(WAKE_TICK)
+        self._patience = Deadlines(WAKE_TICK)
+        """When somebody may have waited for a circuit for long enough."""
+        self._targets: dict[str, Target] = {}
+        """By the keys of the two above: of circuits that are open."""
         self.opened = 0
         """How often one opened, or opened again."""
 
@@ -95,10 +101,12 @@ class Circuits:
 
     def works(self, target: Target) -> None:
         """The service has answered, be it with a refusal."""
-        if target in self._circuits:
-            del self._circuits[target]
-            self._open.discard(target)
-            self._wakes.clear(_key(target))
+        if self._circuits.pop(target, None) is not None and target in self._open:
+            key = _key(target)
+            self._open.remove(target)
+            self._wakes.clear(key)
+            self._patience.clear(key)
+            del self._targets[key]
 
     def fails(self, target: Target, request_id: str, fault: Fault, now: float) -> bool:
         """A call met trouble of the provider's; whether that opened the circuit, or opened it again."""
@@ -106,7 +114,7 @@ class Circuits:
             return False
         circuit = self._circuits.get(target)
         if circuit is None:
-            if len(self._circuits) >= MAX_CIRCUITS:
+            if len(self._circuits) >= MAX_CIRCUITS and not self._forget_one():
                 return False  # names that clients make up must not fill the memory
             circuit = self._circuits[target] = _Circuit()
         circuit.last = fault
@@ -123,20 +131,47 @@ class Circuits:
         self._pause(target, circuit, self.rules.first_pause, now)
         return True
 
+    def probes(self, target: Target, request_id: str) -> bool:
+        """Whether this request is the one that tries it."""
+        return target in self._open and self._circuits[target].probe == request_id
+
+    def _forget_one(self) -> bool:
+        """Make room: the oldest that is not open, or one that was tried in vain."""
+        oldest = next((target for target in self._circuits if target not in self._open), None)
+        if oldest is not None:
+            del self._circuits[oldest]
+        return oldest is not None
+
     def _pause(self, target: Target, circuit: _Circuit, seconds: float, now: float) -> None:
         self._open.add(target)
         self.opened += 1
         circuit.pause = seconds
         circuit.until = now + seconds
-        self._wakes.set(_key(target), circuit.until)
+        key = _key(target)
+        self._wakes.set(key, circuit.until)
+        if key not in self._targets:
+            self._targets[key] = target
+            self.look_again(target, now + self.rules.patience)
 
     def next_wake(self) -> float | None:
-        """Monotonic seconds at which a pause is over, or None."""
-        return self._wakes.next()
+        """Monotonic seconds at which a pause is over, or somebody has waited long enough; or None."""
+        wake, patience = self._wakes.next(), self._patience.next()
+        return wake if patience is None or (wake is not None and wake < patience) else patience
 
-    def wake(self, now: float) -> None:
-        """Time passed: pauses that are over need no further look."""
-        self._wakes.pop_due(now)
+    def wake(self, now: float) -> list[Target]:
+        """Time passed: the circuits for which somebody may have waited long enough. Forgets those that nobody tries."""
+        for key in self._wakes.pop_due(now):
+            target = self._targets[key]
+            circuit = self._circuits[target]
+            if circuit.until is None or now < circuit.until + FORGOTTEN or circuit.probe is not None:
+                self._wakes.set(key, now + FORGOTTEN)  # its pause is over: whoever comes may try
+            else:
+                self.works(target)
+        return [self._targets[key] for key in self._patience.pop_due(now)]
+
+    def look_again(self, target: Target, at: float) -> None:
+        """Look then whether somebody has waited for this circuit for long enough."""
+        self._patience.set(_key(target), at)
 
     def last_fault(self, target: Target) -> Fault | None:
         """What went wrong there last."""

@@ -156,7 +156,7 @@ class Lifecycle:
             return
         size = ENTRY_BYTES + EVENT_BYTES * len(request.phases) + _attempts_bytes(request)
         size += request.metadata_bytes + len(request.result or b"")
-        size += _text_bytes(request.provider, request.model) + (_text_bytes(fault.message) if fault else 0)
+        size += _text_bytes(request.provider, request.model) + (_fault_bytes(fault) if fault else 0)
         self._ended[request.request_id] = _Ended(request, now, fault, size)
         self._bytes += size
         self._trim(now)
@@ -380,6 +380,11 @@ def _said_with(request: Request | None, phase: Phase, call: int) -> bytes | None
 def _text_bytes(*texts: str | None) -> int:
     """Bytes that these texts take, at most four a character."""
     return sum(len(text) if text.isascii() else 4 * len(text) for text in texts if text)
+
+
+def _fault_bytes(fault: Fault) -> int:
+    texts = [each for each in fault.details.values() if isinstance(each, str)]
+    return _text_bytes(fault.message, fault.hint, *texts)
 
 
 def _attempts_bytes(request: Request) -> int:

@@ -300,11 +300,11 @@ class Core:
             return
         circuits, has_slot, time = self.attempts.circuits, self.ledger.has_slot, now.monotonic
 
-        def can_take(target: Target) -> bool:
-            return has_slot(target[0]) and not (circuits.any_open and circuits.is_shut(target, time))
+        def is_shut(target: Target) -> bool:
+            return circuits.any_open and circuits.is_shut(target, time)
 
         while self.by_worker and self.sessions.has_room and len(self.scheduler):
-            request = self.scheduler.next_for(can_take)
+            request = self.scheduler.next_for(has_slot, is_shut)
             if request is None:
                 return
             if self.attempts.is_overdue(request, now):
@@ -362,6 +362,7 @@ class Core:
             self._start(request, now)  # what gives text has started
             if request.phases[-1][0] is Phase.PROVIDER_CALL_START:
                 self.mark(request, Phase.FIRST_TOKEN, now)
+                self.attempts.brings(request)
             effects.append(ToClient(request.client, Chunk(request.request_id, report.body)))
         elif type(report) is Continues:
             self._continue(request, report, now, effects)
@@ -454,13 +455,20 @@ class Core:
                 by_cut=fault is not None and fault.details.get("reason") == refusals.BY_DRAIN,
                 session=session is not None,
             )
-        request.payload = b""
-        self.lifecycle.add_ended(request, now, fault)
+        self._remember(request, fault, now)
         if request.kind is Kind.HELD:
             return  # nobody waits for news: whoever works in the session asks
         duration = session.duration(now.monotonic) if session else 0.0
         done = Done(request.request_id, state.value, request.session_id if session else None, duration, body, fault)
         effects.append(ToClient(request.client, done))
+
+    def _remember(self, request: Request, fault: Fault | None, now: Now) -> None:
+        """What an ended request leaves: its envelope and its times, and nothing of prompt or answer."""
+        request.payload = b""
+        if request.route is not None:
+            request.route.partial = ""
+            request.route.fallbacks.clear()
+        self.lifecycle.add_ended(request, now, None if fault is None else refusals.without_text(fault))
 
     def give_back(self, request: Request) -> None:
         """Take back worker and slot, if the request holds them; its session is the caller's business."""
@@ -528,8 +536,10 @@ class Core:
             self.end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
         elif request.state is State.PROCESSING:
             self.end(request, refusals.worker_lost(request, event.worker, event.reason), now, effects)
-        elif self.attempts.lost(request) + 1 >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
-            self.end(request, refusals.never_started(request, event.worker, event.reason), now, effects)
+        elif (
+            lost := self.attempts.lost(request) + 1
+        ) >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
+            self.end(request, refusals.never_started(request, event.worker, event.reason, lost), now, effects)
         else:
             self.attempts.never_began(request, now, f"worker {event.worker} {event.reason} before the call began")
 
@@ -544,7 +554,7 @@ class Core:
         cuts = drain is not None and drain.cut_at is None and now.monotonic >= drain.deadline and bool(self.requests)
         if drain is not None and cuts:
             drain.cut(now=now.monotonic, active=self.sessions.active)
-        self.attempts.tick(now)
+        self.attempts.tick(now, effects)
         for request_id in self.deadlines.pop_due(now.monotonic):
             request = self.requests[request_id]
             if request.ending is not None:

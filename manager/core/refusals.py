@@ -197,6 +197,15 @@ def with_parts(request: Request, fault: Fault) -> Fault:
     return msgspec.structs.replace(fault, details={**fault.details, "partial": partial})
 
 
+def without_text(fault: Fault) -> Fault:
+    """A fault as it is remembered: never with anything of an answer."""
+    if "partial" not in fault.details:
+        return fault
+    return msgspec.structs.replace(
+        fault, details={name: each for name, each in fault.details.items() if name != "partial"}
+    )
+
+
 def circuit_open(target: Target, last: Fault | None, seconds_left: float) -> Fault:
     """Its target has failed request after request, and again when it was asked whether it works."""
     why = f": {last.message}" if last else ""
@@ -222,10 +231,10 @@ def worker_lost(request: Request, worker: int, reason: str) -> Fault:
     return Fault(code="worker_lost", message=message, details=details)
 
 
-def never_started(request: Request, worker: int, reason: str) -> Fault:
+def never_started(request: Request, worker: int, reason: str, lost: int) -> Fault:
     """Worker after worker died before its call began."""
     details: dict[str, Detail] = {"worker": worker, "attempt": request.tries}
-    message = f"worker {worker} {reason}; this request lost {request.tries} workers before its call began"
+    message = f"worker {worker} {reason}; this request lost {lost} workers before its call began"
     return Fault(code="not_started", message=message, details=details)
 
 

@@ -82,6 +82,7 @@ class Route:
         "fallbacks",
         "given",
         "in_doubt",
+        "left",
         "partial",
         "parts",
         "tried",
@@ -91,13 +92,13 @@ class Route:
     def __init__(
         self,
         *,
-        attempts: int,
+        attempts: int | None,
         fallbacks: list[Target],
         in_doubt: bool = False,
         given: tuple[float | None, float | None, float | None] = (None, None, None),
     ) -> None:
         self.attempts = attempts
-        """Calls on one target at most."""
+        """Calls on one target at most; None leaves it to the account."""
         self.fallbacks = fallbacks
         """Targets that were not tried yet, in order."""
         self.in_doubt = in_doubt
@@ -109,6 +110,8 @@ class Route:
         self.deadline: float | None = None
         """Monotonic seconds at which all of it is over, from the first dispatch on."""
         self.dispatched_at = 0.0
+        self.left = 0.0
+        """Seconds that the present call had at its dispatch."""
         self.tried: list[Attempt] = []
         self.parts = 0
         """Calls that have brought a part of the answer."""
@@ -150,6 +153,10 @@ class Retries:
         """How calls on this account are retried."""
         return self._own_rules.get(account, self._rules)
 
+    def count(self, account: str) -> RetryCounts:
+        """What came of this account's failed calls."""
+        return self.counts.setdefault(account, RetryCounts())
+
     def completed(self, account: str) -> None:
         """A call on this account has completed: it may retry a little more."""
         savings = self._savings.get(account)
@@ -166,8 +173,9 @@ class Retries:
         """
         if (delivered or is_in_doubt(fault)) and not route.in_doubt:
             return None
-        counts = self.counts.setdefault(account, RetryCounts())
-        if is_transient(fault) and route.tries_here < route.attempts and not (shut and route.fallbacks):
+        counts = self.count(account)
+        attempts = self.rules_of(account).attempts if route.attempts is None else route.attempts
+        if is_transient(fault) and route.tries_here < attempts and not (shut and route.fallbacks):
             wait = self._wait(account, route, fault)
             if wait < left:
                 if self._spend(account):
@@ -175,7 +183,6 @@ class Retries:
                     return Plan(wait, None)
                 counts.refused_by_budget += 1
         if route.fallbacks and leaves(fault) and left > 0.0:
-            counts.fallbacks += 1
             return Plan(0.0, route.fallbacks.pop(0))
         return None
 

@@ -4,7 +4,7 @@ A request whose target can take none never blocks one whose target can. Each tar
 arrival; a request that has to wait again finds its old place by its sequence number, at once or after a rest. The interface is what
 later policies (priorities, fair shares, ageing) keep: `push`, `rest`, `wake`, `next_for`, `remove`, `position`.
 
-Cost: O(log n) in the requests of a target, O(targets with waiting requests) to choose among them.
+Cost: O(log n) in the requests of a target, O(targets that wait on accounts with a slot) to choose among them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Scheduler:
         self.max_bytes = max_bytes
         self._waiting: dict[str, Request] = {}
         """request_id → waiting request; what is in a heap but not here (or with another sequence) has left."""
-        self._heaps: dict[Target, list[tuple[int, str]]] = {}
-        """Only targets that somebody waits for."""
+        self._heaps: dict[str, dict[Target, list[tuple[int, str]]]] = {}
+        """By account and target: only those that somebody waits for."""
         self._counts: dict[str, int] = {}
         self._bytes = 0
         self._latest: dict[str, int] = {}
@@ -68,44 +68,55 @@ class Scheduler:
     def wake(self, request_id: str) -> None:
         """Let a resting request take part again."""
         request = self._waiting[request_id]
-        heap = self._heaps.get(request.target)
-        if heap is None:
-            heap = self._heaps[request.target] = []
-        heapq.heappush(heap, (request.sequence, request_id))
+        heaps = self._heaps.setdefault(request.provider, {})
+        heapq.heappush(heaps.setdefault(request.target, []), (request.sequence, request_id))
 
-    def next_for(self, can_take: Callable[[Target], bool]) -> Request | None:
-        """Take the request that goes next among the targets for which `can_take` says yes; None if there is none."""
+    def next_for(
+        self, has_slot: Callable[[str], bool], is_shut: Callable[[Target], bool] = lambda _target: False
+    ) -> Request | None:
+        """Take the request that goes next, of the accounts that have a slot and their targets that are not shut; or None."""
         best: tuple[int, str] | None = None
-        chosen: Target | None = None
-        emptied: list[Target] | None = None
-        for target, heap in self._heaps.items():
-            self._drop_departed(target, heap)
-            if not heap:
-                emptied = [*(emptied or ()), target]
-            elif (best is None or heap[0] < best) and can_take(target):
-                best, chosen = heap[0], target
-        for target in emptied or ():
-            del self._heaps[target]
-        if best is None or chosen is None:
+        chosen: list[tuple[int, str]] = []
+        for account, heaps in list(self._heaps.items()):
+            if not has_slot(account):
+                continue
+            for target, heap in list(heaps.items()):
+                self._drop_departed(target, heap)
+                if not heap:
+                    self._forget(target)
+                elif (best is None or heap[0] < best) and not is_shut(target):
+                    best, chosen = heap[0], heap
+        if best is None:
             return None
-        heapq.heappop(self._heaps[chosen])
+        heapq.heappop(chosen)
         return self._leave(best[1])
 
     def waiting_for(self, target: Target) -> list[Request]:
         """The requests that wait for a target, in order of arrival. O(n log n): for when its circuit opens, not for dispatch."""
-        entries = sorted(entry for entry in self._heaps.get(target, ()) if self._is_waiting(target, entry))
-        return [self._waiting[request_id] for _, request_id in entries]
+        heap = self._heaps.get(target.provider, {}).get(target, ())
+        return [self._waiting[entry[1]] for entry in sorted(heap) if self._is_waiting(target, entry)]
 
     def remove(self, request_id: str) -> Request | None:
         """Take a request out of the queue (cancelled, expired); the places of the others stay."""
         if request_id not in self._waiting:
             return None
         request = self._leave(request_id)
-        heap = self._heaps.get(request.target, [])
+        target = request.target
+        heap = self._heaps.get(target.provider, {}).get(target, [])
         if len(heap) > 2 * self._counts[request.provider] + 64:  # departed entries outnumber the waiting ones
-            heap[:] = [entry for entry in heap if self._is_waiting(request.target, entry)]
+            heap[:] = [entry for entry in heap if self._is_waiting(target, entry)]
             heapq.heapify(heap)
+        elif heap:
+            self._drop_departed(target, heap)
+        if not heap:
+            self._forget(target)
         return request
+
+    def _forget(self, target: Target) -> None:
+        """Nobody waits for it any more."""
+        heaps = self._heaps.get(target.provider)
+        if heaps is not None and heaps.pop(target, None) is not None and not heaps:
+            del self._heaps[target.provider]
 
     def position(self, request: Request) -> int:
         """How many requests of the same account wait before this one. O(1) for the newest, the case of every submit."""

@@ -44,7 +44,9 @@ def make_core(
     ledger: type[Ledger] = Ledger,
     models: Sequence[str] = ("m",),
     retry_rules: RetryRules | None = None,
+    own_retry_rules: Mapping[str, RetryRules] | None = None,
     circuit_rules: CircuitRules | None = None,
+    timeouts: Mapping[str, Timeouts] | None = None,
 ) -> Core:
     """A core with one model `m` on every account, and an account `keyless` that cannot serve. Chance is always a half.
 
@@ -53,7 +55,9 @@ def make_core(
     limits = dict(accounts or {"a": 2})
     entries = {
         name: ProviderEntry(
-            timeouts=Timeouts(TIMEOUT), limit=limit, models={model: Timeouts(TIMEOUT) for model in models}
+            timeouts=Timeouts(TIMEOUT),
+            limit=limit,
+            models={model: (timeouts or {}).get(name, Timeouts(TIMEOUT)) for model in models},
         )
         for name, limit in limits.items()
     }
@@ -67,6 +71,7 @@ def make_core(
         scheduler=scheduler(max_requests=max_requests, max_bytes=max_bytes),
         lifecycle=Lifecycle(max_requests=history),
         retry_rules=retry_rules or RetryRules(),
+        own_retry_rules=own_retry_rules,
         circuit_rules=circuit_rules or CircuitRules(failures=0),
     )
 

@@ -52,7 +52,7 @@ class PumpsOneOnly(Core):
 
     def _pump(self, now: Now, effects: list[Effect]) -> None:
         if self.by_worker and self.sessions.has_room and len(self.scheduler):
-            request = self.scheduler.next_for(lambda target: self.ledger.has_slot(target.provider))
+            request = self.scheduler.next_for(self.ledger.has_slot)
             if request is not None:
                 self._dispatch(request, now, effects)
 
@@ -60,9 +60,11 @@ class PumpsOneOnly(Core):
 class HeadBlocks(Scheduler):
     """A request whose account has no slot blocks those whose account has one."""
 
-    def next_for(self, can_take: Callable[[Target], bool]) -> Request | None:
+    def next_for(
+        self, has_slot: Callable[[str], bool], is_shut: Callable[[Target], bool] = lambda _target: False
+    ) -> Request | None:
         waiting = self.waiting()
-        return super().next_for(can_take) if waiting and can_take(waiting[0].target) else None
+        return super().next_for(has_slot, is_shut) if waiting and has_slot(waiting[0].provider) else None
 
 
 class SlotLostOnRequeue(Core):

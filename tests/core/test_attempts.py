@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
-from callpool.manager.core.circuits import MAX_CIRCUITS, CircuitRules, Circuits
+from callpool.manager.core.attempts import MAX_SAID
+from callpool.manager.core.catalogue import Timeouts
+from callpool.manager.core.circuits import FORGOTTEN, MAX_CIRCUITS, CircuitRules, Circuits
 from callpool.manager.core.events import CancelAsked, CutAsked, Effect, Reported, Tick, WorkerDown, WorkerUp
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import RESTART, Chunk, Continues, Dispatch, Done, Piece
@@ -61,6 +64,13 @@ def wake(b: Bench) -> list[Effect]:
     assert due is not None
     b.time = max(b.time, due)
     return b.do(Tick())
+
+
+def called(b: Bench) -> list[tuple[str, str, float]]:
+    """The calls that time brings next."""
+    while not (out := orders(wake(b))):
+        pass
+    return out
 
 
 class TestRetries:
@@ -125,6 +135,29 @@ class TestRetries:
         at = b.time
         wake(b)
         assert 3.0 + 0.25 <= b.time - at <= 3.3
+
+    def test_a_time_that_has_passed_is_no_pause(self) -> None:
+        b = bench(retry_rules=RetryRules(first_wait=0.0))
+        b.submit("r")
+        assert len(orders(fail(b, fault("rate_limited", scope="account", retry_after=-5.0)))) == 1
+
+    def test_what_was_said_is_kept_up_to_a_length(self) -> None:
+        b = bench()
+        b.submit("r")
+        fail(b, Fault(code="provider_error", message="x" * 10_000, details=dict(BUSY.details)))
+        assert len(record(b).attempts[0].message) == MAX_SAID
+
+    def test_what_is_remembered_has_nothing_of_an_answer(self) -> None:
+        b = bench(retry_rules=RetryRules(attempts=1))
+        b.submit("r")
+        before = b.core.lifecycle.size
+        [end] = ends(fail(b, fault(partial="secret " * 1000, note="y" * 5000)))
+        assert end.fault is not None
+        assert "partial" in end.fault.details, "the client has it"
+        remembered = record(b).fault
+        assert remembered is not None
+        assert "partial" not in remembered.details
+        assert b.core.lifecycle.size - before > 5000, "what is kept is counted"
 
     def test_overload_rests_longer(self) -> None:
         b = bench()
@@ -333,6 +366,16 @@ class TestFallbacks:
         b.submit("r", fallbacks=["b/m"])
         assert len(ends(fail(b, BROKEN))) == 1
 
+    def test_each_account_has_its_own_rules_and_timeouts(self) -> None:
+        own = {"b": RetryRules(attempts=1, first_wait=0.0)}
+        core = make_core(accounts={"a": 1, "b": 1}, own_retry_rules=own, timeouts={"b": Timeouts(99.0, 7.0, 8.0)})
+        b = Bench(core)
+        b.submit("r", fallbacks=["b/m"])
+        [order] = [each for each in to_workers(fail(b, GONE)) if isinstance(each, Dispatch)]
+        assert (order.timeout, order.first_token_timeout, order.idle_timeout) == (TIMEOUT, 7.0, 8.0)
+        assert len(ends(fail(b, BUSY))) == 1, "one call there"
+        assert b.core.attempts.describe("a", b.time)["fallbacks"] == 1
+
     def test_each_target_is_called_once(self) -> None:
         b = bench(accounts={"a": 1, "b": 1})
         b.submit("r", fallbacks=["a/m", "b/m", "b/m"])
@@ -354,9 +397,10 @@ class TestCircuits:
     RULES = CircuitRules(failures=2, first_pause=5.0, longest_pause=8.0, patience=6.0)
     ONCE = RetryRules(attempts=1)
 
-    def bench(self, **options: Any) -> Bench:
+    def bench(self, **rules: Any) -> Bench:
         """Two requests have failed, so the circuit of a/m is open."""
-        b = bench(circuit_rules=self.RULES, retry_rules=self.ONCE, pool=10, accounts={"a": 5, "b": 5}, **options)
+        circuits = msgspec.structs.replace(self.RULES, **rules)
+        b = bench(circuit_rules=circuits, retry_rules=self.ONCE, pool=10, accounts={"a": 5, "b": 5})
         for name in ("x", "y"):
             b.submit(name)
             fail(b, BUSY, name)
@@ -377,17 +421,17 @@ class TestCircuits:
         assert self.state(b) == []
 
     def test_a_probe_that_fails_doubles_the_pause_up_to_its_bound(self) -> None:
-        b = self.bench()
+        b = self.bench(patience=100.0)
         for pause in (5.0, 8.0, 8.0):
             at = b.time
             name = f"p{b.time}".replace(".", "_")
-            b.submit(name)
-            assert len(orders(wake(b))) == 1
+            b.submit(name, timeout=100.0)
+            assert len(called(b)) == 1
             assert b.time - at == pytest.approx(pause, abs=0.03)
             fail(b, BUSY, name)
             assert self.state(b) == ["open"]
 
-    @pytest.mark.parametrize("end", ["cancelled", "lost", "refused", "timeout"])
+    @pytest.mark.parametrize("end", ["cancelled", "lost", "refused"])
     def test_a_probe_always_ends(self, end: str) -> None:
         """The earlier system's half-open state could last for ever."""
         b = self.bench()
@@ -440,23 +484,110 @@ class TestCircuits:
         assert self.state(b) == []
 
     def test_who_has_waited_long_enough_ends_with_the_cause(self) -> None:
+        """At its own time, whatever the probe does: it may take as long as it likes."""
         b = self.bench()
+        opened = b.time
         b.submit("p")
         b.submit("old")
-        wake(b)
+        called(b)
         b.submit("young")
+        came = b.time
+        ended: dict[str, tuple[float, Fault | None]] = {}
+        while len(ended) < 2:
+            ended |= {end.request_id: (b.time, end.fault) for end in ends(wake(b))}
+        assert ended["old"][0] - opened == pytest.approx(6.0, abs=0.03)
+        assert ended["young"][0] - came == pytest.approx(6.0, abs=0.03)
+        fault = ended["old"][1]
+        assert fault is not None
+        assert fault.code == "circuit_open"
+        assert "says the provider_error" in fault.message
+        assert b.state("p") == "allocated"
+
+    def test_a_probe_that_begins_to_be_answered_opens_the_way(self) -> None:
+        """A stream may take minutes, and shows with its first piece that the service works."""
+        b = self.bench()
+        b.submit("p", stream=True)
+        b.submit("q")
+        called(b)
         b.start("p")
-        b.time += 2.0
-        effects = b.finish("p", fault=BUSY)  # 7 s after it opened
-        assert {end.request_id: end.fault.code for end in ends(effects) if end.fault} == {
-            "p": "provider_error",
-            "old": "circuit_open",
-        }
-        [old] = [end.fault for end in ends(effects) if end.request_id == "old"]
-        assert old is not None
-        assert "says the provider_error" in old.message
-        assert old.details["retry_after"] == 8.0
-        assert b.state("young") == "queued"
+        assert [o[0] for o in orders(b.do(Reported(1, Piece("p", b.holder("p")[1], b"p"))))] == ["a"]
+        assert self.state(b) == []
+
+    def test_a_probe_that_takes_too_long_has_failed_whoever_set_the_limit(self) -> None:
+        b = self.bench()
+        b.submit("p", timeout=7.0)
+        called(b)
+        b.start("p")
+        b.finish("p", fault=Fault(code="timeout", message="m", details={"which": "total", "seconds": 7.0}))
+        [circuit] = b.core.attempts.describe("a", b.time)["circuits"]
+        assert (circuit["state"], circuit["seconds_left"]) == ("open", 8.0)
+
+    def test_a_call_that_had_less_time_than_calls_have_tells_nothing(self) -> None:
+        """Else what one provider's slowness leaves of a deadline would be blamed on the next one."""
+        b = bench(circuit_rules=self.RULES, accounts={"a": 5, "b": 5}, pool=10)
+        late = Fault(code="timeout", message="m", details={"which": "total", "seconds": 10.0})
+        for name in ("u", "v", "w"):
+            b.submit(name, fallbacks=["b/m"])
+            b.start(name)
+            b.time += TIMEOUT - 1.0
+            b.finish(name, fault=GONE)
+            b.start(name)
+            b.finish(name, fault=late)
+        assert b.core.attempts.describe("b", b.time)["circuits"] == []
+
+    def test_a_call_that_only_waited_for_a_connection_tells_nothing(self) -> None:
+        b = bench(circuit_rules=self.RULES, retry_rules=self.ONCE, accounts={"a": 5}, pool=10)
+        unsent = Fault(code="timeout", message="m", details={"which": "total", "seconds": 10.0, "sent": False})
+        for name in ("u", "v", "w"):
+            b.submit(name)
+            b.finish(name, fault=unsent)
+        assert self.state(b) == []
+
+    def test_a_fault_of_our_own_closes_nothing(self) -> None:
+        b = self.bench()
+        b.submit("p")
+        b.submit("q")
+        called(b)
+        ours = fault("provider_error", retryable=False, scope="request", exception="TypeError")
+        assert [o[0] for o in orders(fail(b, ours, "p"))] == ["a"], "the next one is the probe"
+        assert self.state(b) == ["half_open"]
+
+    def test_who_rests_goes_elsewhere_when_the_circuit_is_open_by_then(self) -> None:
+        b = bench(circuit_rules=CircuitRules(failures=2), accounts={"a": 5, "b": 5}, pool=10)
+        b.submit("rests", fallbacks=["b/m"])
+        fail(b, BUSY, "rests")
+        b.submit("x", max_attempts=1)
+        fail(b, BUSY, "x")
+        assert self.state(b) == ["open"]
+        assert [o[0] for o in orders(wake(b))] == ["b"]
+
+    def test_a_call_lost_before_it_began_goes_elsewhere_too(self) -> None:
+        b = bench(circuit_rules=CircuitRules(failures=2), accounts={"a": 5, "b": 5}, pool=10, workers=1)
+        for name in ("lost", "x", "y"):
+            b.submit(name, fallbacks=["b/m"] if name == "lost" else None, max_attempts=1)
+        fail(b, BUSY, "x")
+        fail(b, BUSY, "y")
+        b.do(WorkerDown(1, "died"))
+        assert [o[0] for o in orders(b.do(WorkerUp(2)))] == ["b"]
+
+    def test_a_fallback_whose_circuit_is_open_is_passed_over(self) -> None:
+        b = bench(
+            circuit_rules=CircuitRules(failures=1), retry_rules=self.ONCE, pool=10, accounts={"a": 5, "b": 5, "d": 5}
+        )
+        b.submit("x", account="b")
+        fail(b, BUSY, "x")
+        b.submit("r", fallbacks=["b/m", "d/m"])
+        assert [o[0] for o in orders(fail(b, GONE))] == ["d"]
+
+    def test_one_that_nobody_tries_is_forgotten(self) -> None:
+        b = self.bench()
+        assert self.state(b) == ["open"]
+        b.do(Tick(), after=6.0)
+        assert self.state(b) == ["half_open"]
+        b.do(Tick(), after=FORGOTTEN + 1.0)
+        b.do(Tick(), after=FORGOTTEN + 1.0)
+        assert self.state(b) == []
+        assert not b.core.attempts.circuits.any_open
 
     def full(self, waits: dict[str, Any]) -> tuple[Bench, list[Effect]]:
         """A circuit opens while a request has waited for a slot for long; the effects of the opening."""
@@ -511,6 +642,10 @@ class TestCircuits:
         for number in range(MAX_CIRCUITS + 10):
             circuits.fails(Target("a", f"m{number}"), "r", BUSY, 0.0)
         assert len(circuits._circuits) == MAX_CIRCUITS
+        assert not circuits.fails(Target("a", "real"), "r", BUSY, 0.0)
+        assert circuits.fails(Target("a", "real"), "s", BUSY, 0.0), (
+            "names that somebody made up keep no circuit from opening"
+        )
 
 
 class TestParts:
@@ -559,6 +694,15 @@ class TestParts:
         [end] = ends(b.do(Reported(1, Continues("r", b.holder("r")[1], b"two"))))
         assert end.state == "cancelled"
         assert b.core.sessions.active == 0
+
+    def test_each_part_has_retries_of_its_own(self) -> None:
+        b = bench(retry_rules=RetryRules(attempts=2, first_wait=0.0))
+        b.submit("r")
+        for _ in range(3):
+            fail(b, BUSY)
+            b.start("r")
+            effects = b.do(Reported(1, Continues("r", b.holder("r")[1], b"more")))
+            assert len(orders(effects)) == 1
 
     def test_a_stream_that_breaks_in_a_later_part_is_not_begun_again(self) -> None:
         """What came before would have to come again, and no call brings it."""
