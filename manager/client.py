@@ -189,11 +189,11 @@ class Client:
         )
         handle = Handle(self, submit.request_id, provider, model, stream=stream)
         if not self._register(handle, submit if request_id is None else None):
-            self._channel.send(submit)
+            self._send_for(handle, submit)
             handle.wait_accepted(ANSWER_DEADLINE)
             return handle
         handle.accept(None)
-        self._channel.send(msgspec.structs.replace(submit, acknowledge=False))
+        self._send_for(handle, msgspec.structs.replace(submit, acknowledge=False))
         return handle
 
     def chat(
@@ -240,9 +240,18 @@ class Client:
         self.check_process()
         handle = Handle(self, submit.request_id, submit.provider, submit.model, stream=False)
         self._register(handle)
-        self._channel.send(submit)
+        self._send_for(handle, submit)
         handle.wait_accepted(ANSWER_DEADLINE)
         return handle
+
+    def _send_for(self, handle: Handle, message: Submit | RunFunction) -> None:
+        """Send a request, or leave no trace of its handle."""
+        try:
+            self._channel.send(message)
+        except BaseException:
+            with self.lock:
+                self._handles.pop(handle.request_id, None)
+            raise
 
     def _wait_for(self, handle: Handle) -> dict[str, Any]:
         """The answer of a request whose handle nobody else has: if the wait fails, the request is cancelled."""
@@ -278,7 +287,7 @@ class Client:
         self.check_process()
         handle = Handle(self, message.request_id, message.provider, message.model, stream=False)
         self._register(handle)
-        self._channel.send(message)
+        self._send_for(handle, message)
         try:
             return handle.wait_ended(longest_function(self._catalogue, message) + ANSWER_DEADLINE)
         except BaseException:

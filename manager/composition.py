@@ -17,14 +17,13 @@ from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 from callpool.manager.errors import CallpoolError
 from callpool.manager.kinds import rules_of
+from callpool.manager.settings import LOCAL_MODEL
 from callpool.workers.model_options import ModelOptions, find_model, require_engine
 
 if TYPE_CHECKING:
     from callpool.manager.boot import Boot
     from callpool.manager.settings import ProviderSettings, SupervisorSettings
 
-LOCAL_MODEL = "smollm2"
-"""The model that a `local` provider serves when its configuration lists none."""
 LOCAL_SLOTS = 8
 """Answers at once of the local model, where the configuration does not say."""
 

@@ -96,6 +96,8 @@ def _describe_provider(
         **_describe_connections(provider, concurrency),
         **_describe_timeouts(settings.timeouts_for(name)),
         "any_model": provider.any_model or not provider.models,
+        "max_attempts": settings.supervisor.max_attempts if provider.max_attempts is None else provider.max_attempts,
+        "fallbacks": provider.fallbacks,
         "unsupported_parameters": provider.unsupported_parameters,
         "models": {
             model: _describe_model(listed)

@@ -14,6 +14,7 @@ from callpool.manager.config_rules import (
     MODEL_RULES,
     PROVIDER_RULES,
     SUPERVISOR_RULES,
+    TARGET,
     Rule,
     nearest,
     one_of,
@@ -22,6 +23,7 @@ from callpool.manager.config_rules import (
 )
 from callpool.manager.kinds import KindFacts, kind_facts
 from callpool.manager.settings import (
+    LOCAL_MODEL,
     MAX_LOCAL_SLOTS,
     SCRIPT_FAULTS,
     ModelSettings,
@@ -155,7 +157,7 @@ class _Walk:
             for path, table in places:
                 named = table.get("fallbacks") if isinstance(table, Mapping) else None
                 for index, target in enumerate(named if isinstance(named, list | tuple) else ()):
-                    if isinstance(target, str) and "/" in target:
+                    if isinstance(target, str) and re.fullmatch(TARGET, target):
                         self._fallback((*path, "fallbacks", index), target, providers)
 
     def _fallback(self, path: KeyPath, target: str, providers: Mapping[str, Any]) -> None:
@@ -165,6 +167,8 @@ class _Walk:
             self._add(path, f"no provider {name[:80]!r}; {nearest(name, [str(each) for each in providers])}")
             return
         models = provider.get("models")
+        if not models and provider.get("kind") == "local":
+            models = {LOCAL_MODEL: {}}
         if isinstance(models, Mapping) and models and not provider.get("any_model") and model not in models:
             self._add(
                 path,

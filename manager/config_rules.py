@@ -102,12 +102,16 @@ def _texts(value: object) -> str | None:
     return None if isinstance(value, list | tuple) else wanted("a list of texts", value)
 
 
+TARGET: Final = r"[^/]+/.+"
+"""`provider/model`: a model's name may have slashes of its own."""
+
+
 def _targets(value: object) -> str | None:
     if not isinstance(value, list | tuple):
         return wanted("a list of provider/model", value)
     if len(value) > MAX_FALLBACKS:
         return f"has {len(value)} entries, the limit is {MAX_FALLBACKS}"
-    wrong = next((name for name in value if not (isinstance(name, str) and re.fullmatch(r"[^/]+/.+", name))), None)
+    wrong = next((name for name in value if not (isinstance(name, str) and re.fullmatch(TARGET, name))), None)
     return None if wrong is None else f"each entry is provider/model, one is {str(wrong)[:80]!r}"
 
 

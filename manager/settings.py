@@ -16,6 +16,8 @@ Kind = Literal["openai", "kimi", "glm", "local", "scripted"]
 KEEP_IDLE = 15.0
 """Seconds that an unused connection is kept. Balancers close theirs after 60 s and more; a request sent into one that
 is just being closed fails, so we let go well before."""
+LOCAL_MODEL = "smollm2"
+"""The model that a `local` provider serves when its configuration lists none."""
 MAX_LOCAL_SLOTS = 64
 """Answers at once of a local model: more would only divide the same cores further."""
 
@@ -143,7 +145,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     circuit_longest_pause: float = 60.0
     """Seconds at most."""
     circuit_patience: float = 30.0
-    """Seconds that other requests wait for that; a try that fails after them ends them too."""
+    """Seconds that a request waits for that at most."""
     lifecycle_log: bool = False
     """Whether every lifecycle event is also written to `logs/lifecycle.jsonl` in the state directory."""
 

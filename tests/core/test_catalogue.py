@@ -9,6 +9,7 @@ import pytest
 from callpool.manager.core.catalogue import MAX_TIMEOUT, Catalogue, ProviderEntry, Timeouts, refuse_timeout
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import Submit
+from callpool.manager.core.parameter_rules import Rules
 
 NO_KEY = Fault(code="credential_missing", message="no key")
 CATALOGUE = Catalogue(
@@ -205,3 +206,73 @@ def test_the_timeouts_of_silences_have_the_bounds_of_all(name: str, value: objec
 
 def test_a_catalogue_crosses_a_process_border() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(CATALOGUE), type=Catalogue) == CATALOGUE
+
+
+# Further calls.
+
+
+def allowing(*operations: Any) -> Rules:
+    return Rules(operations=operations)
+
+
+CHAIN = Catalogue(
+    providers={
+        "a": ProviderEntry(
+            timeouts=Timeouts(30.0),
+            limit=5,
+            models={"m": Timeouts(9.0), "own": Timeouts(9.0)},
+            rules=allowing("chat", "embeddings", "models"),
+            fallbacks=["a/m", "b/m", "keyless/m", "b/typo", "nobody/m", "b/m"],
+            model_fallbacks={"own": ["open/x/y"]},
+        ),
+        "b": ProviderEntry(timeouts=Timeouts(30.0), limit=5, models={"m": Timeouts(9.0)}),
+        "open": ProviderEntry(timeouts=Timeouts(30.0), limit=5, any_model=True, rules=allowing("chat", "embeddings")),
+        "keyless": ProviderEntry(timeouts=Timeouts(30.0), limit=5, models={"m": Timeouts(9.0)}, refusal=NO_KEY),
+    },
+    max_metadata_size=100,
+)
+ASK = Submit("req_1", "a", "m", b"{}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "targets"),
+    [
+        ({}, [("b", "m")]),
+        ({"model": "own"}, [("open", "x/y")]),
+        ({"fallbacks": []}, []),
+        ({"fallbacks": ["open/z", "b/m", "open/z"]}, [("open", "z"), ("b", "m")]),
+        ({"operation": "embeddings"}, []),
+        ({"operation": "embeddings", "fallbacks": ["open/z"]}, [("open", "z")]),
+    ],
+)
+def test_where_a_request_may_go_on(changes: dict[str, Any], targets: list[tuple[str, str]]) -> None:
+    assert CHAIN.fallbacks_for(msgspec.structs.replace(ASK, **changes)) == targets
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param"),
+    [
+        ({"max_attempts": 0}, "bad_input", "max_attempts"),
+        ({"max_attempts": 11}, "bad_input", "max_attempts"),
+        ({"fallbacks": ["b/m"] * 9}, "bad_input", "fallbacks"),
+        ({"fallbacks": ["b/m", "b"]}, "bad_input", "fallbacks[1]"),
+        ({"fallbacks": ["b/"]}, "bad_input", "fallbacks[0]"),
+        ({"fallbacks": ["open/" + "x" * 201]}, "bad_input", "fallbacks[0]"),
+        ({"fallbacks": ["nobody/m"]}, "unknown_provider", "fallbacks[0]"),
+        ({"fallbacks": ["b/typo"]}, "unknown_model", "fallbacks[0]"),
+        ({"fallbacks": ["keyless/m"]}, "credential_missing", "fallbacks[0]"),
+        ({"operation": "embeddings", "fallbacks": ["b/m"]}, "bad_input", "fallbacks[0]"),
+        ({"provider": "b", "operation": "embeddings"}, "bad_input", "provider"),
+        ({"operation": "models", "model": "m"}, "bad_input", "model"),
+        ({"operation": "models", "model": "x" * (60 << 20)}, "bad_input", "model"),
+    ],
+)
+def test_what_is_wrong_with_further_calls(changes: dict[str, Any], code: str, param: str) -> None:
+    fault = CHAIN.refuse(msgspec.structs.replace(ASK, **changes))
+    assert fault is not None
+    assert (fault.code, fault.param) == (code, param)
+    assert len(fault.message) < 300
+
+
+def test_a_list_of_models_is_asked_for_without_a_model() -> None:
+    assert CHAIN.refuse(msgspec.structs.replace(ASK, operation="models", model="")) is None

@@ -465,6 +465,51 @@ def test_no_text_that_could_be_a_key_is_repeated_wherever_it_was_pasted() -> Non
     assert "this is no known fault" in str(refusal(scripted, known_faults=("hang",)))
 
 
+# Where requests go on.
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("b/m", "a list of provider/model"),
+        (["b"], "each entry is provider/model"),
+        (["/m"], "each entry is provider/model"),
+        (["b/"], "each entry is provider/model"),
+        ([7], "each entry is provider/model"),
+        (["b/m"] * 9, "has 9 entries, the limit is 8"),
+        (["c/m"], "no provider 'c'"),
+        (["b/n"], "lists no model 'n'"),
+        (["home/typo"], "lists no model 'typo'"),
+    ],
+)
+@pytest.mark.parametrize("of_model", [False, True])
+def test_fallbacks_that_lead_nowhere(named: Any, words: str, *, of_model: bool) -> None:
+    own = {"models": {"m": {"fallbacks": named}}} if of_model else {"fallbacks": named}
+    providers = {
+        "a": {"kind": "scripted", **own},
+        "b": {"kind": "scripted", "models": {"m": {}}},
+        "home": {"kind": "local"},
+    }
+    error = refusal({"providers": providers})
+    assert words in error.message
+    assert error.details["count"] == 1
+
+
+def test_fallbacks_that_lead_somewhere() -> None:
+    models = {"m": {"fallbacks": ["open/org/name", "home/smollm2"]}}
+    providers = {
+        "a": {"kind": "scripted", "fallbacks": ["b/m"], "max_attempts": 2, "models": models},
+        "b": {"kind": "scripted", "models": {"m": {}}},
+        "open": {"kind": "scripted"},
+        "home": {"kind": "local"},
+    }
+    settings = load({"providers": providers}, {})
+    assert settings.providers["a"].models["m"].fallbacks == ["open/org/name", "home/smollm2"]
+    described = describe(settings)["providers"]
+    assert (described["a"]["fallbacks"], described["a"]["max_attempts"]) == (["b/m"], 2)
+    assert (described["b"]["fallbacks"], described["b"]["max_attempts"]) == ([], 3)
+
+
 # The rules as a whole.
 
 
@@ -584,6 +629,8 @@ def test_what_is_in_effect_is_told_with_sources_and_never_with_keys() -> None:
             "warm_connections": 0,
             "timeout": 60.5,
             "any_model": False,
+            "max_attempts": 3,
+            "fallbacks": [],
             "unsupported_parameters": "refuse",
             "models": {"kimi-k3": {"timeout": 120.0, "context": 1_048_576, "max_tokens": 32_768}},
         },
@@ -595,6 +642,8 @@ def test_what_is_in_effect_is_told_with_sources_and_never_with_keys() -> None:
             "concurrency": 200,
             "timeout": 45.0,
             "any_model": True,
+            "max_attempts": 3,
+            "fallbacks": [],
             "unsupported_parameters": "refuse",
             "models": {"m": {"timeout": 45.0, "delay": 0.2, "replies": ["one", "two"]}},
         },

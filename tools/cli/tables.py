@@ -282,6 +282,8 @@ def _provider(provider: dict[str, Any]) -> Table:
             for model, settings in value.items():
                 shown = ", ".join(f"{field} {setting!r}" for field, setting in settings.items())
                 fields.add_row("model", _text(f"{model}: {shown}"))
+        elif isinstance(value, list):
+            fields.add_row(_text(name), _text(", ".join(value) or "none"))
         elif value is not None:
             fields.add_row(_text(name), _text(f"{value:g}" if isinstance(value, float) else str(value)))
     return fields
