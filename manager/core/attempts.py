@@ -211,10 +211,8 @@ class Attempts:
         elif self._is_trouble(request, fault):
             if self.circuits.fails(request.target, request.request_id, refusals.without_text(fault), now.monotonic):
                 self._opened(request.target, now)
-        elif (
-            "scope" in fault.details and "exception" not in fault.details
-        ):  # else it was cancelled, or the fault is ours
-            self.circuits.works(request.target)
+        elif "scope" in fault.details and "exception" not in fault.details:
+            self.circuits.works(request.target)  # anything else tells nothing: it was cancelled, or the fault is ours
 
     def _is_trouble(self, request: Request, fault: Fault) -> bool:
         """Whether a fault is the provider's trouble, and not this request's or this account's."""
@@ -244,7 +242,9 @@ class Attempts:
         core, circuits, patience = self._core, self.circuits, self.circuits.rules.patience
         look_at = now.monotonic + patience
         for request in core.scheduler.waiting_for(target):
-            due = max(_waits_since(request), circuits.opened_at(target)) + patience
+            due = (
+                _waits_since(request) + patience
+            )  # who was there before it opened is first looked at so long after that
             if due > now.monotonic:
                 look_at = min(look_at, due)
                 continue

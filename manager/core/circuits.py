@@ -48,14 +48,13 @@ class CircuitRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Circuit:
-    __slots__ = ("failed", "last", "opened_at", "pause", "probe", "until")
+    __slots__ = ("failed", "last", "pause", "probe", "until")
 
     def __init__(self) -> None:
         self.failed: set[str] = set()
         """Requests that failed since one was answered."""
         self.until: float | None = None
         """When its pause is over; None while it is closed."""
-        self.opened_at = 0.0
         self.pause = 0.0
         self.probe: str | None = None
         self.last: Fault | None = None
@@ -127,7 +126,6 @@ class Circuits:
         if len(circuit.failed) < self.rules.failures:
             return False
         circuit.failed.clear()
-        circuit.opened_at = now
         self._pause(target, circuit, self.rules.first_pause, now)
         return True
 
@@ -177,11 +175,6 @@ class Circuits:
         """What went wrong there last."""
         circuit = self._circuits.get(target)
         return None if circuit is None else circuit.last
-
-    def opened_at(self, target: Target) -> float:
-        """Monotonic seconds since when it has been open, whatever probes came to since."""
-        circuit = self._circuits.get(target)
-        return 0.0 if circuit is None else circuit.opened_at
 
     def seconds_left(self, target: Target, now: float) -> float:
         """Of the pause."""

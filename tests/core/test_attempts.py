@@ -140,6 +140,7 @@ class TestRetries:
         b = bench(retry_rules=RetryRules(first_wait=0.0))
         b.submit("r")
         assert len(orders(fail(b, fault("rate_limited", scope="account", retry_after=-5.0)))) == 1
+        assert record(b).attempts[0].wait == 0.0
 
     def test_what_was_said_is_kept_up_to_a_length(self) -> None:
         b = bench()

@@ -222,7 +222,7 @@ CHAIN = Catalogue(
             limit=5,
             models={"m": Timeouts(9.0), "own": Timeouts(9.0)},
             rules=allowing("chat", "embeddings", "models"),
-            fallbacks=["a/m", "b/m", "keyless/m", "b/typo", "nobody/m", "b/m"],
+            fallbacks=["a/m", "b/m", "keyless/m", "b/typo", "nobody/m", "b/m", "open/e"],
             model_fallbacks={"own": ["open/x/y"]},
         ),
         "b": ProviderEntry(timeouts=Timeouts(30.0), limit=5, models={"m": Timeouts(9.0)}),
@@ -237,7 +237,7 @@ ASK = Submit("req_1", "a", "m", b"{}")
 @pytest.mark.parametrize(
     ("changes", "targets"),
     [
-        ({}, [("b", "m")]),
+        ({}, [("b", "m"), ("open", "e")]),
         ({"model": "own"}, [("open", "x/y")]),
         ({"fallbacks": []}, []),
         ({"fallbacks": ["open/z", "b/m", "open/z"]}, [("open", "z"), ("b", "m")]),

@@ -85,6 +85,18 @@ def test_departed_entries_do_not_pile_up() -> None:
     assert len(scheduler) == 1
 
 
+def test_targets_that_nobody_waits_for_leave_nothing_behind() -> None:
+    """Any name may be a model's, where an account allows all."""
+    scheduler = queue(request(0))
+    for number in range(1, 100):
+        waiting = request(number, account=f"account{number % 3}")
+        waiting.target = Target(waiting.provider, f"m{number}")
+        scheduler.push(waiting)
+        scheduler.remove(waiting.request_id)
+    assert [*scheduler._heaps] == ["a"]
+    assert len(scheduler._heaps["a"]) == 1
+
+
 def test_remove_of_a_stranger_is_nothing() -> None:
     assert queue(request(1)).remove("r2") is None
 
