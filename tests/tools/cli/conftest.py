@@ -26,6 +26,7 @@ HANG = 30.0
 CONFIG = """
 [supervisor]
 workers = 1
+max_attempts = 1
 [providers.fake]
 kind = "scripted"
 concurrency = 4
