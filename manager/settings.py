@@ -32,7 +32,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One model of a provider. The second group is for providers of kind `scripted` alone."""
 
     timeout: float | None = None
-    """Seconds for one call; None takes the provider's, then the supervisor's `default_timeout`."""
+    """Seconds from a request's first call to its end; None takes the provider's, then the supervisor's `default_timeout`."""
     first_token_timeout: float | None = None
     """Of a stream: seconds to the first chunk that brings anything; None takes the provider's."""
     idle_timeout: float | None = None
@@ -86,7 +86,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     warm_connections: int = 0
     """Connections that each worker opens ahead of any call, and keeps open."""
     timeout: float | None = None
-    """Seconds for one call; None takes the supervisor's `default_timeout`."""
+    """Seconds from a request's first call to its end; None takes the supervisor's `default_timeout`."""
     first_token_timeout: float | None = None
     """Of a stream: seconds to the first chunk that brings anything; None leaves it to `timeout`."""
     idle_timeout: float | None = None
@@ -110,7 +110,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     max_metadata_size: int = 10_240
     """Bytes of a request's metadata as JSON."""
     default_timeout: float = 30.0
-    """Seconds for one call where neither model, provider nor request says otherwise."""
+    """Seconds from a request's first call to its end, where neither model, provider nor request says otherwise."""
     max_queued_requests: int = 10_000
     max_queued_bytes: int = 268_435_456
     """Bytes of payload that may wait in the queue: 256 MiB."""

@@ -41,7 +41,7 @@ System = Annotated[
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option("--timeout", metavar="SECONDS", help="Time for the call; else what the configuration says."),
+    typer.Option("--timeout", metavar="SECONDS", help="Time from the first call to the end; else as configured."),
 ]
 FirstToken = Annotated[
     float | None,
