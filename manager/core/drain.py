@@ -47,6 +47,12 @@ class Drain:
         """When to stop waiting for acknowledgements, once the cut was made."""
         return None if self.cut_at is None else self.cut_at + CUT_GRACE
 
+    def next_due(self) -> float | None:
+        """When to look again: at the deadline, then at the end of the wait for acknowledgements; None after the report."""
+        if self.reported:
+            return None
+        return self.deadline if self.give_up_at is None else self.give_up_at
+
     def report(self, now: float) -> DrainReport:
         """The figures, at the end."""
         finished = sum(self._ended[state] for state in (State.COMPLETED, State.ERROR, State.TIMEOUT, State.CANCELLED))

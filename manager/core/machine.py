@@ -13,6 +13,9 @@ Theory of operation:
 - To end a call, the core orders its worker to cancel and remembers why (`ending`). The request ends when the worker
   acknowledges, when the worker is gone, or `END_GRACE` after the order if neither happens: slots never leak.
 - A dead worker costs its own calls only: those not started go back to their places, started ones end in doubt.
+
+What is an idea of its own has a file of its own, over the tables here: further calls (`attempts`), sessions that clients hold
+(`held`), functions (`functions`), the drain (`draining`).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from callpool.manager.core.attempts import Attempts
 from callpool.manager.core.catalogue import MAX_MODEL_NAME, REQUEST_ID
 from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.deadlines import Deadlines
-from callpool.manager.core.drain import Drain
+from callpool.manager.core.draining import Draining
 from callpool.manager.core.events import (
     AccountClosed,
     Answer,
@@ -34,7 +37,6 @@ from callpool.manager.core.events import (
     CreationFailed,
     CutAsked,
     DrainAsked,
-    Drained,
     Effect,
     Event,
     FunctionAsked,
@@ -68,7 +70,6 @@ from callpool.manager.core.messages import (
     Grant,
     Piece,
     Rejected,
-    Revoke,
     Started,
 )
 from callpool.manager.core.places import Places
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from callpool.manager.core.catalogue import Catalogue
+    from callpool.manager.core.drain import Drain
     from callpool.manager.core.ledger import Ledger
     from callpool.manager.core.lifecycle import Lifecycle
     from callpool.manager.core.messages import Submit
@@ -123,6 +125,8 @@ def state_of(fault: Fault | None) -> State:
 class Core:
     """All shared state of the supervisor. Its owner is the service, which calls it under the one lock."""
 
+    draining_class = Draining
+
     def __init__(
         self,
         *,
@@ -158,6 +162,7 @@ class Core:
         """When held sessions are cleaned up, and when functions have to end."""
         self.held = HeldSessions(self, cleanup_interval=cleanup_interval)
         self.functions = Functions(self)
+        self.draining = self.draining_class(self)
         self.attempts = Attempts(
             self, rules=retry_rules, own_rules=own_retry_rules or {}, circuit_rules=circuit_rules, draw=draw
         )
@@ -180,9 +185,9 @@ class Core:
             WorkerUp: self._worker_up,
             WorkerDown: self._worker_down,
             AccountClosed: self._account_closed,
-            DrainAsked: self._drain_asked,
-            CutAsked: self._cut_asked,
-            Tick: self._tick,
+            DrainAsked: self.draining.asked,
+            CutAsked: self.draining.cut_asked,
+            Tick: self.tick,
         }
 
     def apply(self, event: Event, now: Now) -> list[Effect]:
@@ -196,7 +201,7 @@ class Core:
             self._handlers[type(event)](event, now, effects)
         self._pump(now, effects)
         if self.drain is not None:
-            self._finish_drain(now, effects)
+            self.draining.finish(now, effects)
         return effects
 
     def next_deadline(self) -> float | None:
@@ -205,10 +210,8 @@ class Core:
         for other in (self.leases.next(), self.attempts.next_due()):
             if other is not None and (due is None or other < due):
                 due = other
-        if self.drain is not None and not self.drain.reported:
-            drain_due = self.drain.deadline if self.drain.give_up_at is None else self.drain.give_up_at
-            due = drain_due if due is None else min(due, drain_due)
-        return due
+        drain_due = self.drain.next_due() if self.drain is not None else None
+        return due if drain_due is None or (due is not None and due < drain_due) else drain_due
 
     def show(self, request_id: str, now: Now) -> Record | None:
         """The record of a live or remembered request."""
@@ -548,12 +551,9 @@ class Core:
 
     # Time.
 
-    def _tick(self, _event: Tick, now: Now, effects: list[Effect]) -> None:
-        drain = self.drain
-        # Without anything left there is nothing that a drain's deadline could cut.
-        cuts = drain is not None and drain.cut_at is None and now.monotonic >= drain.deadline and bool(self.requests)
-        if drain is not None and cuts:
-            drain.cut(now=now.monotonic, active=self.sessions.active)
+    def tick(self, _event: Tick, now: Now, effects: list[Effect]) -> None:
+        """Time passed: look at every deadline."""
+        cuts = self.drain is not None and self.draining.begins_to_cut(self.drain, now)
         self.attempts.tick(now, effects)
         for request_id in self.deadlines.pop_due(now.monotonic):
             request = self.requests[request_id]
@@ -569,7 +569,7 @@ class Core:
                 self.order_end(request, refusals.session_timed_out(request.timeout), now, effects)
         self.lifecycle.forget_old(now)
         if cuts:
-            self._cut(now, effects)
+            self.draining.cut(now, effects)
 
     # Figures and the log.
 
@@ -591,43 +591,3 @@ class Core:
             self.lifecycle.dropped_notes += 1
         else:
             self.lifecycle.note(event.client, note, now)
-
-    # Draining.
-
-    def _drain_asked(self, event: DrainAsked, now: Now, effects: list[Effect]) -> None:
-        timeout = max(0.0, event.timeout)  # NaN too: a drain must end
-        if self.drain is not None:
-            if self.drain.cut_at is None:  # a second order can only shorten the first
-                self.drain.deadline = min(self.drain.deadline, now.monotonic + timeout)
-            return
-        self.drain = Drain(
-            now=now.monotonic,
-            timeout=timeout,
-            active=self.sessions.active,
-            total_sessions=self.sessions.created,
-        )
-        effects += [ToClient(client, Revoke()) for client in self.places.revoke_all()]
-        self._tick(Tick(), now, effects)
-
-    def _cut_asked(self, _event: CutAsked, now: Now, effects: list[Effect]) -> None:
-        if self.drain is None:
-            self._drain_asked(DrainAsked(0.0), now, effects)
-        elif self.drain.cut_at is None:
-            self.drain.deadline = now.monotonic
-            self._tick(Tick(), now, effects)
-
-    def _cut(self, now: Now, effects: list[Effect]) -> None:
-        """The drain's deadline: end everything that is left."""
-        for request in sorted(self.requests.values(), key=lambda each: each.sequence):
-            self.order_end(request, refusals.cut_by_drain(), now, effects)
-
-    def _finish_drain(self, now: Now, effects: list[Effect]) -> None:
-        drain = self.drain
-        if drain is None or drain.reported:
-            return
-        if self.requests and drain.give_up_at is not None and now.monotonic >= drain.give_up_at:
-            for request in list(self.requests.values()):
-                self.end(request, refusals.unacknowledged(request), now, effects)
-        if not self.requests:
-            drain.reported = True
-            effects.append(Drained(drain.report(now.monotonic)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from callpool.manager.core.draining import Draining
 from callpool.manager.core.events import AccountClosed, CancelAsked, ToClient, WorkerUp
 from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.machine import Core
@@ -123,21 +124,30 @@ class CallsAgain(Core):
         super()._lose(request, event, now, effects)
 
 
+class _Forgetful(Draining):
+    def finish(self, now: Now, effects: list[Effect]) -> None:
+        requests = self._core.requests
+        queued = {key: request for key, request in requests.items() if request.state is State.QUEUED}
+        if len(queued) == len(requests):
+            requests.clear()
+        super().finish(now, effects)
+        requests.update(queued)
+
+
 class DrainForgetsTheQueue(Core):
-    def _finish_drain(self, now: Now, effects: list[Effect]) -> None:
-        queued = {key: request for key, request in self.requests.items() if request.state is State.QUEUED}
-        if len(queued) == len(self.requests):
-            self.requests.clear()
-        super()._finish_drain(now, effects)
-        self.requests.update(queued)
+    draining_class = _Forgetful
+
+
+class _Patient(Draining):
+    def finish(self, now: Now, effects: list[Effect]) -> None:
+        if not self._core.requests:
+            super().finish(now, effects)
 
 
 class DrainWaitsForEver(Core):
     """Nobody gives up on workers that do not acknowledge, and nobody asks to be woken for it."""
 
-    def _finish_drain(self, now: Now, effects: list[Effect]) -> None:
-        if not self.requests:
-            super()._finish_drain(now, effects)
+    draining_class = _Patient
 
 
 class DrainAccepts(Core):
@@ -200,12 +210,16 @@ class LosesItsPlace(Core):
         super()._lose(request, event, now, effects)
 
 
+class _Anew(Draining):
+    def asked(self, event: DrainAsked, now: Now, effects: list[Effect]) -> None:
+        self._core.drain = None
+        super().asked(event, now, effects)
+
+
 class CutTwice(Core):
     """The second order to drain begins a drain of its own."""
 
-    def _drain_asked(self, event: DrainAsked, now: Now, effects: list[Effect]) -> None:
-        self.drain = None
-        super()._drain_asked(event, now, effects)
+    draining_class = _Anew
 
 
 class AcknowledgesAfter(Core):
@@ -221,8 +235,8 @@ class TimesOutEarly(Core):
         due = super().next_deadline()
         return None if due is None else due - 2.0
 
-    def _tick(self, event: Tick, now: Now, effects: list[Effect]) -> None:
-        super()._tick(event, now._replace(monotonic=now.monotonic + 2.0), effects)
+    def tick(self, event: Tick, now: Now, effects: list[Effect]) -> None:
+        super().tick(event, now._replace(monotonic=now.monotonic + 2.0), effects)
 
 
 class WorkerUpForgets(Core):
