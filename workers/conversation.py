@@ -67,6 +67,8 @@ class Conversation:
             self._messages = msgspec.convert(body.pop("messages", None), list[dict[str, Any]])
         except (msgspec.MsgspecError, RecursionError) as error:
             raise BadInput(f"messages: {error}", param="messages") from None
+        if self._messages and not isinstance(self._messages[-1].get("content"), str | list | None):
+            raise BadInput("the last message's content must be text or a list of parts", param="messages")
         if SO_FAR_KEY in body and order.part == 0:
             raise BadInput(f"{SO_FAR_KEY} is no parameter of a request", param=SO_FAR_KEY)
         try:
@@ -138,10 +140,10 @@ class Conversation:
             changes["dropped_parameters"] = self._dropped
         if self._options.enable_continuation and (so_far.answers or answer.finish_reason in CUT):
             changes["continuation"] = self._told(answer)
-        if so_far.searches:
-            changes["searches"] = {"rounds": so_far.searches}
-            if _is_search(answer):
-                changes["searches"]["why"] = f"the model asked for more than {MAX_SEARCHES} searches, or for too much"
+        asks = self._options.use_websearch and _is_search(answer)
+        if so_far.searches or asks:
+            why = f"it asks for more than {MAX_SEARCHES} searches, for too much, or within a continued answer"
+            changes["searches"] = {"rounds": so_far.searches} | ({"why": why} if asks else {})
         return msgspec.structs.replace(answer, **changes) if changes else answer
 
     def with_text(self, error: CallpoolError) -> CallpoolError:
@@ -176,10 +178,7 @@ class Conversation:
     def _within_budget(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """A later call may bring only what is left of the budget."""
         left = self._options.max_total_tokens - self._so_far.tokens
-        limits: dict[str, Any] = {name: min(parameters[name], left) for name in TOKEN_LIMITS if name in parameters}
-        if not limits:
-            rules = self._rules.of(self._order.model)
-            limits = {rules.renames.get("max_tokens", "max_tokens"): min(left, rules.longest or left)}
+        limits = {name: min(parameters[name], left) for name in TOKEN_LIMITS if name in parameters}
         return parameters | limits
 
     def _why_not_continued(self, answer: Answer) -> str | None:
@@ -238,7 +237,15 @@ class Conversation:
         return asked and _is_search(answer)
 
     def _after_search(self, answer: Answer) -> tuple[list[dict[str, Any]], SoFar]:
-        said: dict[str, Any] = {"role": "assistant", "content": answer.content, "tool_calls": answer.tool_calls}
+        messages, beginning = self._messages, ""
+        if messages and messages[-1].get("partial") is True:  # with what came after it, it is one message and whole
+            *messages, own = messages
+            beginning = text_of(own.get("content"))
+        said: dict[str, Any] = {
+            "role": "assistant",
+            "content": beginning + answer.content,
+            "tool_calls": answer.tool_calls,
+        }
         if answer.reasoning_content:
             said["reasoning_content"] = answer.reasoning_content  # the models want it back whole
         results = [
@@ -256,7 +263,7 @@ class Conversation:
             usage=_summed(self._so_far.usage, answer.usage),
             searches=self._so_far.searches + 1,
         )
-        return [*self._messages, said, *results], so_far
+        return [*messages, said, *results], so_far
 
 
 def plain_call(order: Dispatch) -> Call:

@@ -90,10 +90,10 @@ class Attempts:
             route.left = max(0.0, route.deadline - now.monotonic)
         return route.left
 
-    def brings(self, request: Request) -> None:
+    def brings(self, request: Request, now: Now) -> None:
         """Something of its answer has come: a circuit that it probes has nothing to wait for."""
         if self.circuits.any_open:
-            self.circuits.works(request.target)
+            self._works(request.target, now)
 
     def goes_on(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> bool:
         """The call of a request has ended; whether another one follows."""
@@ -137,7 +137,7 @@ class Attempts:
         route.tries_here = 0
         route.fallbacks.clear()  # nobody else can go on with what this one has begun
         self._requeue(request, Phase.CONTINUED, now)
-        self._core.scheduler.push(request)
+        self.wait(request, now)
 
     def lost(self, request: Request) -> int:
         """How many of its calls were lost with their workers before they began."""
@@ -153,7 +153,7 @@ class Attempts:
                 request.route.deadline = None
         self._requeue(request, Phase.RETRY, now)
         self.redirect(request, now)
-        self._core.scheduler.push(request)
+        self.wait(request, now)
 
     def leave(self, request: Request) -> None:
         """Its call is over, whatever it came to: a circuit that it probed may be probed again."""
@@ -166,10 +166,12 @@ class Attempts:
         for request_id in self.rests.pop_due(now.monotonic):
             request = self._core.requests[request_id]
             other = self._other_target(request, now) if self.circuits.any_open else None
-            if other is None:
-                scheduler.wake(request_id)
-            else:
-                self._move(request, other)
+            if other is not None:
+                self._move(request, other, now)
+                continue
+            scheduler.wake(request_id)
+            if request.route is not None:
+                request.route.since = now.monotonic
         for target in self.circuits.wake(now.monotonic):
             self._end_patience(target, now, effects)
 
@@ -178,6 +180,12 @@ class Attempts:
         rest = self.rests.next()
         pause = self.circuits.next_wake() if self.circuits.any_open and len(self._core.scheduler) else None
         return rest if pause is None or (rest is not None and rest < pause) else pause
+
+    def wait(self, request: Request, now: Now) -> None:
+        """Let a request wait for its target."""
+        if request.route is not None:
+            request.route.since = now.monotonic
+        self._core.scheduler.push(request)
 
     def redirect(self, request: Request, now: Now) -> None:
         """Aim a request that is not in the queue yet, and whose target is shut, at the next one that is not, if there is one."""
@@ -205,14 +213,22 @@ class Attempts:
 
     def _learn(self, request: Request, fault: Fault | None, now: Now) -> None:
         """What the end of a call says of its target."""
-        if fault is None:
+        target, said = request.target, None if fault is None else refusals.without_text(fault)
+        if said is None:
             self.retries.completed(request.provider)
-            self.circuits.works(request.target)
-        elif self._is_trouble(request, fault):
-            if self.circuits.fails(request.target, request.request_id, refusals.without_text(fault), now.monotonic):
-                self._opened(request.target, now)
-        elif "scope" in fault.details and "exception" not in fault.details:
-            self.circuits.works(request.target)  # anything else tells nothing: it was cancelled, or the fault is ours
+            self._works(target, now)
+        elif self._is_trouble(request, said):
+            weak = said.code == "timeout" and not self._had_its_time(request)
+            if self.circuits.fails(target, request.request_id, said, now.monotonic, weak=weak):
+                self._move_from(target, now)
+        elif "scope" in said.details and "exception" not in said.details:
+            self._works(target, now)  # anything else tells nothing: it was cancelled, or the fault is ours
+
+    def _works(self, target: Target, now: Now) -> None:
+        """The service there has answered: who waits at one that is shut, and may go there, goes."""
+        if self.circuits.works(target):
+            for other in self.circuits.open_targets():
+                self._move_from(other, now)
 
     def _is_trouble(self, request: Request, fault: Fault) -> bool:
         """Whether a fault is the provider's trouble, and not this request's or this account's."""
@@ -227,24 +243,33 @@ class Attempts:
         which = fault.details.get("which")
         if which != "total":
             return (first_token if which == "first_token" else idle) is None
-        whole = self._core.catalogue.timeouts_at(request.target, NOT_GIVEN).total
-        return total is None and route.left >= whole  # else it had less time than calls there have
+        return total is None and self._had_its_time(request)
 
-    def _opened(self, target: Target, now: Now) -> None:
-        """Its circuit has opened, or opened again: who waits for it and has another target goes there."""
+    def _had_its_time(self, request: Request) -> bool:
+        """Whether its call had all the seconds that calls there have."""
+        whole = self._core.catalogue.timeouts_at(request.target, NOT_GIVEN).total
+        return request.route is not None and request.route.left >= whole
+
+    def _move_from(self, target: Target, now: Now) -> None:
+        """Who waits for a target that is shut, and has another one that is not, goes there."""
         for request in self._core.scheduler.waiting_for(target):
             other = self._other_target(request, now)
             if other is not None:
-                self._move(request, other)
+                self._move(request, other, now)
 
     def _end_patience(self, target: Target, now: Now, effects: list[Effect]) -> None:
-        """End who has waited long enough for an open circuit, and look again when the next one will have."""
+        """End who has waited long enough for an open circuit, and look again when the next one will have.
+
+        Nobody's patience ends while a probe is out: an answer may take minutes, and show nothing before.
+        """
         core, circuits, patience = self._core, self.circuits, self.circuits.rules.patience
+        self._move_from(target, now)
+        if circuits.is_probed(target):
+            return
         look_at = now.monotonic + patience
         for request in core.scheduler.waiting_for(target):
-            due = (
-                _waits_since(request) + patience
-            )  # who was there before it opened is first looked at so long after that
+            since = now.monotonic if request.route is None else request.route.since
+            due = since + patience  # who was there before it opened is first looked at so long after that
             if due > now.monotonic:
                 look_at = min(look_at, due)
                 continue
@@ -252,11 +277,11 @@ class Attempts:
             core.end(request, refusals.circuit_open(target, circuits.last_fault(target), left), now, effects)
         circuits.look_again(target, look_at)
 
-    def _move(self, request: Request, target: Target) -> None:
+    def _move(self, request: Request, target: Target, now: Now) -> None:
         """Let a waiting request wait for another target, at once."""
         self._core.scheduler.remove(request.request_id)
         self._aim(request, target)
-        self._core.scheduler.push(request)
+        self.wait(request, now)
 
     def _record(self, request: Request, now: Now, code: str, message: str, wait: float) -> None:
         route = request.route
@@ -282,12 +307,11 @@ class Attempts:
         if plan.target is not None:
             self._aim(request, plan.target)
             self.redirect(request, now)
-        scheduler = self._core.scheduler
-        scheduler.rest(request)
         if plan.wait > 0.0:
+            self._core.scheduler.rest(request)
             self.rests.set(request.request_id, now.monotonic + plan.wait)
         else:
-            scheduler.wake(request.request_id)
+            self.wait(request, now)
 
     def _requeue(self, request: Request, phase: Phase, now: Now) -> None:
         """It holds nothing any more, and waits; the caller puts it into the queue."""
@@ -320,8 +344,3 @@ def _since_dispatch(request: Request) -> list[tuple[Phase, Now]]:
         if request.phases[index][0] is Phase.DEQUEUED:
             return request.phases[index:]
     return []
-
-
-def _waits_since(request: Request) -> float:
-    """Monotonic seconds: from its arrival, or from the end of its last call."""
-    return request.phases[-1][1].monotonic

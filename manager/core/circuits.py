@@ -94,21 +94,26 @@ class Circuits:
 
     def leave(self, target: Target, request_id: str) -> None:
         """The call is over, whatever it came to."""
-        circuit = self._circuits.get(target)
-        if circuit is not None and circuit.probe == request_id:
-            circuit.probe = None
+        if self.probes(target, request_id):
+            self._circuits[target].probe = None
+            self.look_again(target, 0.0)  # nobody's patience ended while it was out
 
-    def works(self, target: Target) -> None:
-        """The service has answered, be it with a refusal."""
-        if self._circuits.pop(target, None) is not None and target in self._open:
-            key = _key(target)
-            self._open.remove(target)
-            self._wakes.clear(key)
-            self._patience.clear(key)
-            del self._targets[key]
+    def works(self, target: Target) -> bool:
+        """The service has answered, be it with a refusal; whether that closed a circuit."""
+        if self._circuits.pop(target, None) is None or target not in self._open:
+            return False
+        key = _key(target)
+        self._open.remove(target)
+        self._wakes.clear(key)
+        self._patience.clear(key)
+        del self._targets[key]
+        return True
 
-    def fails(self, target: Target, request_id: str, fault: Fault, now: float) -> bool:
-        """A call met trouble of the provider's; whether that opened the circuit, or opened it again."""
+    def fails(self, target: Target, request_id: str, fault: Fault, now: float, *, weak: bool = False) -> bool:
+        """A call met trouble of the provider's; whether that opened the circuit, or opened it again.
+
+        `weak`: it had little time of its own, so a probe that it was shows nothing, and the same pause begins again.
+        """
         if self.rules.failures == 0:
             return False
         circuit = self._circuits.get(target)
@@ -120,7 +125,8 @@ class Circuits:
         if target in self._open:
             if circuit.probe != request_id:
                 return False  # a call that began before it opened: it tells nothing new
-            self._pause(target, circuit, min(2 * circuit.pause, self.rules.longest_pause), now)
+            pause = circuit.pause if weak else min(2 * circuit.pause, self.rules.longest_pause)
+            self._pause(target, circuit, pause, now)
             return True
         circuit.failed.add(request_id)
         if len(circuit.failed) < self.rules.failures:
@@ -161,8 +167,9 @@ class Circuits:
         for key in self._wakes.pop_due(now):
             target = self._targets[key]
             circuit = self._circuits[target]
-            if circuit.until is None or now < circuit.until + FORGOTTEN or circuit.probe is not None:
-                self._wakes.set(key, now + FORGOTTEN)  # its pause is over: whoever comes may try
+            if not self._is_forgotten(circuit, now):
+                # Its pause is over: whoever comes may try.
+                self._wakes.set(key, (now if circuit.probe else circuit.until or now) + FORGOTTEN)
             else:
                 self.works(target)
         return [self._targets[key] for key in self._patience.pop_due(now)]
@@ -191,8 +198,20 @@ class Circuits:
                 "why": circuit.last.message if circuit.last else "",
             }
             for target, circuit in self._circuits.items()
-            if target.provider == account and target in self._open
+            if target.provider == account and target in self._open and not self._is_forgotten(circuit, now)
         ]
+
+    def open_targets(self) -> list[Target]:
+        """Those that are open."""
+        return list(self._open)
+
+    def is_probed(self, target: Target) -> bool:
+        """Whether somebody tries it now."""
+        return target in self._open and self._circuits[target].probe is not None
+
+    @staticmethod
+    def _is_forgotten(circuit: _Circuit, now: float) -> bool:
+        return circuit.probe is None and circuit.until is not None and now >= circuit.until + FORGOTTEN
 
 
 def _key(target: Target) -> str:

@@ -234,7 +234,7 @@ class Core:
         advance(request, Move.ENQUEUE)
         self.mark(request, Phase.QUEUED, now)
         self.attempts.redirect(request, now)
-        self.scheduler.push(request)
+        self.attempts.wait(request, now)
         if submit.acknowledge:
             effects.append(ToClient(event.client, Accepted(request.request_id, self.scheduler.position(request))))
         self._grant(event.client, effects)
@@ -365,7 +365,7 @@ class Core:
             self._start(request, now)  # what gives text has started
             if request.phases[-1][0] is Phase.PROVIDER_CALL_START:
                 self.mark(request, Phase.FIRST_TOKEN, now)
-                self.attempts.brings(request)
+                self.attempts.brings(request, now)
             effects.append(ToClient(request.client, Chunk(request.request_id, report.body)))
         elif type(report) is Continues:
             self._continue(request, report, now, effects)

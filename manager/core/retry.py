@@ -85,6 +85,7 @@ class Route:
         "left",
         "partial",
         "parts",
+        "since",
         "tried",
         "tries_here",
     )
@@ -110,6 +111,8 @@ class Route:
         self.deadline: float | None = None
         """Monotonic seconds at which all of it is over, from the first dispatch on."""
         self.dispatched_at = 0.0
+        self.since = 0.0
+        """Monotonic seconds since when it waits for its present target."""
         self.left = 0.0
         """Seconds that the present call had at its dispatch."""
         self.tried: list[Attempt] = []

@@ -108,24 +108,74 @@ class TestCircuits:
         assert self.state(b) == []
 
     def test_who_has_waited_long_enough_ends_with_the_cause(self) -> None:
-        """At its own time, whatever the probe does: it may take as long as it likes."""
-        b = self.bench()
+        b = self.bench(first_pause=20.0, longest_pause=20.0)
         opened = b.time
-        b.submit("p")
         b.submit("old")
-        called(b)
+        b.time += 2.0
         b.submit("young")
-        came = b.time
         ended: dict[str, tuple[float, Fault | None]] = {}
         while len(ended) < 2:
             ended |= {end.request_id: (b.time, end.fault) for end in ends(wake(b))}
         assert ended["old"][0] - opened == pytest.approx(6.0, abs=0.03)
-        assert ended["young"][0] - came == pytest.approx(6.0, abs=0.03)
+        assert ended["young"][0] - opened == pytest.approx(8.0, abs=0.03)
         fault = ended["old"][1]
         assert fault is not None
         assert fault.code == "circuit_open"
         assert "says the provider_error" in fault.message
-        assert b.state("p") == "allocated"
+
+    def test_nobodys_patience_ends_while_a_probe_is_out(self) -> None:
+        """An answer may take minutes, and show nothing before: it would end all who wait for a service that works."""
+        b = self.bench()
+        b.submit("p", timeout=1000.0)
+        b.submit("q", timeout=1000.0)
+        called(b)
+        for _ in range(20):
+            assert ends(b.do(Tick(), after=1.0)) == []
+        b.start("p")
+        assert [o[0] for o in orders(b.finish("p"))] == ["a"]
+
+    def test_it_ends_when_the_probe_has_failed(self) -> None:
+        b = self.bench()
+        b.submit("p", timeout=1000.0)
+        b.submit("q", timeout=1000.0)
+        called(b)
+        b.do(Tick(), after=20.0)
+        fail(b, BUSY, "p")
+        assert [end.request_id for end in ends(b.do(Tick()))] == ["q"]
+
+    def test_patience_is_for_this_circuit_alone(self) -> None:
+        """Neither a rest nor a wait elsewhere is counted."""
+        rules = msgspec.structs.replace(self.RULES, first_pause=20.0, longest_pause=20.0)
+        b = bench(circuit_rules=rules, retry_rules=RetryRules(attempts=9), pool=10)
+        b.submit("r", timeout=1000.0)
+        fail(b, fault("rate_limited", scope="account", retry_after=8.0), "r")
+        b.time += 7.0
+        for name in ("x", "y"):
+            b.submit(name, max_attempts=1)
+            fail(b, BUSY, name)
+        opened = b.time
+        while not (out := ends(wake(b))):
+            pass
+        assert [end.request_id for end in out] == ["r"]
+        assert b.time - opened == pytest.approx(1.25 + 6.0, abs=0.05), (
+            "it came back 1.25 s after the circuit had opened"
+        )
+
+    def test_a_target_that_works_again_is_for_those_who_wait_elsewhere(self) -> None:
+        b = bench(
+            circuit_rules=CircuitRules(failures=1, first_pause=50.0),
+            retry_rules=self.ONCE,
+            pool=10,
+            accounts={"a": 5, "b": 5},
+        )
+        b.submit("late", account="b")
+        for name, account in (("x", "a"), ("y", "b")):
+            b.submit(name, account=account)
+            fail(b, BUSY, name)
+        b.submit("r", fallbacks=["b/m"])
+        assert b.state("r") == "queued"
+        b.start("late")
+        assert [o[0] for o in orders(b.finish("late"))] == ["b"], "the answer of an earlier call closes it"
 
     def test_a_probe_that_begins_to_be_answered_opens_the_way(self) -> None:
         """A stream may take minutes, and shows with its first piece that the service works."""
@@ -137,14 +187,33 @@ class TestCircuits:
         assert [o[0] for o in orders(b.do(Reported(1, Piece("p", b.holder("p")[1], b"p"))))] == ["a"]
         assert self.state(b) == []
 
-    def test_a_probe_that_takes_too_long_has_failed_whoever_set_the_limit(self) -> None:
+    @pytest.mark.parametrize(("timeout", "pause"), [(7.0, 5.0), (None, 8.0), (99.0, 8.0)])
+    def test_a_probe_that_takes_too_long_has_failed(self, timeout: float | None, pause: float) -> None:
+        """With little time of its own it shows nothing: then the same pause begins again, and does not grow."""
         b = self.bench()
-        b.submit("p", timeout=7.0)
+        b.submit("p", timeout=timeout)
         called(b)
         b.start("p")
         b.finish("p", fault=Fault(code="timeout", message="m", details={"which": "total", "seconds": 7.0}))
         [circuit] = b.core.attempts.describe("a", b.time)["circuits"]
-        assert (circuit["state"], circuit["seconds_left"]) == ("open", 8.0)
+        assert (circuit["state"], circuit["seconds_left"]) == ("open", pause)
+
+    def test_nothing_of_an_answer_is_remembered(self) -> None:
+        b = bench(circuit_rules=CircuitRules(failures=1), retry_rules=self.ONCE)
+        b.submit("r")
+        fail(b, fault(partial="secret"))
+        last = b.core.attempts.circuits.last_fault(Target("a", "m"))
+        assert last is not None
+        assert "partial" not in last.details
+
+    def test_a_probe_may_last(self) -> None:
+        b = self.bench()
+        b.submit("p", timeout=10_000.0)
+        called(b)
+        for _ in range(4):
+            b.do(Tick(), after=FORGOTTEN)
+        assert self.state(b) == ["half_open"]
+        assert orders(b.submit("q")) == [], "it is still being tried"
 
     def test_a_call_that_had_less_time_than_calls_have_tells_nothing(self) -> None:
         """Else what one provider's slowness leaves of a deadline would be blamed on the next one."""

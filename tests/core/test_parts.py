@@ -98,6 +98,21 @@ class TestParts:
         assert done.fault is not None
         assert done.fault.details["partial"] == ("One, two" if end == "worker's own" else "One, ")
 
+    def test_an_ended_request_keeps_nothing_of_its_text(self) -> None:
+        b = bench(accounts={"a": 1, "b": 1})
+        b.submit("r", fallbacks=["b/m"])
+        b.submit("s", fallbacks=["b/m"])
+        route, other = b.core.requests["r"].route, b.core.requests["s"].route
+        assert route is not None
+        assert other is not None
+        b.start("r")
+        b.do(Reported(1, Continues("r", b.holder("r")[1], b"two", partial="One, ")))
+        b.start("r")
+        b.finish("r")
+        b.start("s")
+        b.finish("s")
+        assert (route.partial, other.fallbacks) == ("", [])
+
     def test_parts_end(self) -> None:
         b = bench()
         b.submit("r", timeout=1000.0)

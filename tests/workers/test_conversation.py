@@ -154,13 +154,13 @@ def test_the_budget_of_tokens_bounds_each_call() -> None:
     assert at(payload).call().parameters["max_completion_tokens"] == 30
 
 
-@pytest.mark.parametrize(("limit", "sent"), [({}, 30), ({"max_tokens": 20}, 20), ({"max_completion_tokens": 90}, 30)])
-def test_a_later_call_has_a_limit_also_where_the_first_had_none(limit: dict[str, int], sent: int) -> None:
+@pytest.mark.parametrize(("limit", "sent"), [({}, {}), ({"max_tokens": 20}, 20), ({"max_completion_tokens": 90}, 30)])
+def test_a_later_call_has_the_first_ones_limit_or_what_is_left(limit: dict[str, int], sent: Any) -> None:
     asked = {"callpool": {**ON, "max_total_tokens": 100}, **limit}
     payload = next_of(at(asked, model="moonshot-v1-8k"), cut("a", tokens=70))
     assert payload is not None
     later = at(payload, model="moonshot-v1-8k")
-    assert later.call().parameters == {"max_completion_tokens": sent}
+    assert later.call().parameters == ({"max_completion_tokens": sent} if sent else {})
 
 
 def test_a_beginning_of_the_callers_own_is_one_with_what_came() -> None:
@@ -258,8 +258,35 @@ class TestSearch:
         assert next_of(last, asks) is None
         searches = last.whole(asks).searches
         assert searches is not None
-        assert searches.pop("why").startswith("the model asked for more than 8 searches")
+        assert searches.pop("why").startswith("it asks for more than 8 searches")
         assert searches == {"rounds": MAX_SEARCHES}
+
+    def test_what_is_said_before_each_search_is_kept(self) -> None:
+        payload = next_of(at(ASKED), answered("First. ", "tool_calls", tool_calls=[CALL]))
+        assert payload is not None
+        payload = next_of(at(payload), answered("Second. ", "tool_calls", tool_calls=[CALL]))
+        assert payload is not None
+        assert at(payload).whole(answered("Found.")).content == "First. Second. Found."
+
+    def test_a_beginning_of_the_callers_own_is_whole_with_what_is_said(self) -> None:
+        own = {"role": "assistant", "content": "Well: ", "partial": True}
+        payload = next_of(
+            at({**ASKED, "messages": [*HELLO, own]}), answered("let me see", "tool_calls", tool_calls=[CALL])
+        )
+        assert payload is not None
+        _, said, _ = at(payload).call().messages
+        assert said == {"role": "assistant", "content": "Well: let me see", "tool_calls": [CALL]}
+
+    def test_a_search_within_a_continued_answer_is_no_way_on(self) -> None:
+        both = {"callpool": {"use_websearch": True, **ON}}
+        payload = next_of(at(both), cut("One, "))
+        assert payload is not None
+        later = at(payload)
+        asks = answered("two", "tool_calls", tool_calls=[CALL])
+        assert next_of(later, asks) is None
+        searches = later.whole(asks).searches
+        assert searches is not None
+        assert "continued answer" in searches["why"]
 
     def test_an_answer_after_a_search_may_be_cut_and_continued(self) -> None:
         both = {"callpool": {"use_websearch": True, **ON}}
@@ -278,6 +305,14 @@ class TestSearch:
 def test_what_has_come_so_far_has_bounds(wrong: Any) -> None:
     with pytest.raises(BadInput):
         at(msgspec.json.encode({"messages": HELLO, SO_FAR_KEY: wrong}))
+
+
+@pytest.mark.parametrize("content", [5, {"a": 1}, True])
+def test_a_last_message_that_could_not_be_gone_on_with(content: Any) -> None:
+    """The Python client checks it, others may not; the first call would be paid for before it is seen."""
+    with pytest.raises(BadInput) as caught:
+        at({"messages": [*HELLO, {"role": "assistant", "content": content, "partial": True}]})
+    assert caught.value.param == "messages"
 
 
 def test_what_has_come_so_far_is_not_for_a_request_to_say() -> None:

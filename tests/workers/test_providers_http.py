@@ -533,3 +533,25 @@ def test_closing_is_harmless_before_the_first_call_and_twice() -> None:
         await provider.close()
 
     asyncio.run(main())
+
+
+def test_an_answer_leaves_nothing_at_its_connection() -> None:
+    """Each listens for the end of the connection, which may live as long as the worker."""
+
+    async def respond(exchange: Exchange) -> None:
+        await exchange.send(ANSWER)
+
+    async def main() -> list[int]:
+        async with serving(respond) as (_, url):
+            provider = make_provider(url)
+            for _ in range(20):
+                await run_call(provider, make_call(), Recorder())
+            pool = provider._connections._pool
+            assert pool is not None
+            ears = [
+                len(protocol.closed._callbacks or ()) for protocol in pool._last_used if protocol.closed is not None
+            ]
+            await provider.close()
+            return ears
+
+    assert asyncio.run(main()) <= [2]

@@ -98,6 +98,13 @@ def test_a_look_that_is_refused_for_good_may_be_billed_all_the_same(look: Look, 
     assert (error.in_doubt, error.retryable) == (True, False)
 
 
+def test_an_answer_that_is_too_long_is_not_fetched_again_and_again() -> None:
+    asked, error = run(body(b'{"task_status":"SUCCESS","x":"' + b"a" * (17 << 20) + b'"}'))
+    assert isinstance(error, BrokenAnswer)
+    assert (error.retryable, error.in_doubt) == (False, True)
+    assert len(asked) == 2
+
+
 def test_an_order_that_is_refused_is_no_task() -> None:
     asked, error = run(body(DONE), order=body(b"{}", "401 Unauthorized"))
     assert type(error) is CredentialRefused

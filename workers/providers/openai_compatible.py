@@ -210,6 +210,8 @@ class OpenAICompatible:
             try:
                 async with await self._connections.send(url) as reply:
                     task = await self._read_object(call, reply, progress, last_call)
+            except TooLong:
+                raise  # it is ready, and will be no shorter the next time
             except (ConnectionFailed, Malformed):
                 continue  # the task goes on without us
             except ProviderError as error:
