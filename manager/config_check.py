@@ -38,7 +38,8 @@ _CALLS_OUT: Final = (
     "api_key_env", "api_key_file", "base_url", "platform", "connections", "keep_alive", "warm_connections",
 )  # fmt: skip
 _BOUNDED_BY: Final = (("max_output", "context"), ("max_tokens", "max_output"), ("max_tokens", "context"))
-_MOST_SESSIONS: Final = SupervisorSettings().max_concurrent_sessions
+_DEFAULTS: Final = SupervisorSettings()
+_MOST_SESSIONS: Final = _DEFAULTS.max_concurrent_sessions
 _LITERAL_KEYS: Final = frozenset({"apikey", "key", "token", "secret", "password"})
 
 
@@ -85,6 +86,7 @@ class _Walk:
         supervisor = document.get("supervisor", {})
         if self._is_table(("supervisor",), supervisor):
             self._fields(("supervisor",), supervisor, SUPERVISOR_RULES, SupervisorSettings)
+            self._longest(supervisor)
         providers = document.get("providers", {})
         if self._is_table(("providers",), providers):
             for name, provider in providers.items():
@@ -92,6 +94,14 @@ class _Walk:
                 if isinstance(provider, Mapping):
                     self._warm(("providers", name), provider, supervisor)
             self._fallbacks(providers)
+
+    def _longest(self, supervisor: Mapping[str, Any]) -> None:
+        """A first pause is no longer than the longest one."""
+        for name, bound in (("retry_wait", "retry_longest_wait"), ("circuit_pause", "circuit_longest_pause")):
+            first, longest = (supervisor.get(each, getattr(_DEFAULTS, each)) for each in (name, bound))
+            are_right = SUPERVISOR_RULES[name](first) is None and SUPERVISOR_RULES[bound](longest) is None
+            if are_right and first > longest:
+                self._add(("supervisor", name), f"must be at most {bound}, which is {longest:g}")
 
     def _is_table(self, path: KeyPath, value: object) -> bool:
         if isinstance(value, Mapping):

@@ -116,9 +116,9 @@ def _targets(value: object) -> str | None:
 
 
 def _share(value: object) -> str | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
-        return None
-    return wanted("a number from 0 to 1", value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return wanted("a number from 0 to 1", value)
+    return None if 0 <= value <= 1 else "must be from 0 to 1"
 
 
 def _file_name(value: object) -> str | None:

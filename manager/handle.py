@@ -89,6 +89,10 @@ class Progress:
         about = {name: answer.pop(name) for name in ABOUT if name in answer}
         return {**answer, "metadata": {"session": session, **about}}
 
+    def is_from(self, answer: dict[str, Any]) -> bool:
+        """Whether an answer is of the target that was asked, and not of a fallback."""
+        return bool((answer["provider"], answer["model"]) == (self._provider, self._model))
+
     def _next_chunk(self) -> Chunk:
         """The oldest piece that was not taken yet; there must be one."""
         piece = msgspec.json.decode(self._chunks.popleft())
@@ -131,6 +135,9 @@ class Progress:
         self._end(Done(self.request_id, state.value, None, 0.0, None, fault))
 
     def _end(self, done: Done) -> None:
+        if done.fault is not None:  # whoever catches the error may not have the handle: `chat` makes its own
+            details = {**done.fault.details, "request_id": self.request_id}
+            done = msgspec.structs.replace(done, fault=msgspec.structs.replace(done.fault, details=details))
         self._done = done
         self._wake()
 

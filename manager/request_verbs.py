@@ -194,6 +194,12 @@ def _state_of(core: Core, request_id: str) -> str | None:
     return request.state.value if request else None
 
 
+def _refusal(core: Core, account: str) -> str | None:
+    """Why an account can serve nothing at all."""
+    entry = core.catalogue.providers.get(account)
+    return entry.refusal.message if entry is not None and entry.refusal is not None else None
+
+
 def _pool_status(
     core: Core, now: Now, workers: list[dict[str, Any]], pools: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
@@ -206,7 +212,7 @@ def _pool_status(
             "active": account.active,
             "limit": account.limit,
             "queued": core.scheduler.count(account.name),
-            "closed": account.closed,
+            "closed": account.closed or _refusal(core, account.name),
             **core.attempts.describe(account.name, now.monotonic),
             "connections": pools.get(account.name),
         }

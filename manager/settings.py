@@ -137,7 +137,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     retry_longest_wait: float = 20.0
     """Seconds: the longest pause, where the provider names none."""
     retry_budget: float = 0.2
-    """Retries that each completed call allows its account, beyond the first ten."""
+    """Retries that each completed call brings back to its account; it begins with ten, and has never more."""
     circuit_failures: int = 5
     """Requests in a row that fail by a provider's trouble before its model is left alone for a while; 0 never does that."""
     circuit_pause: float = 5.0

@@ -113,6 +113,7 @@ class Attempts:
             delivered=delivered,
             left=route.deadline - now.monotonic,
             shut=self.circuits.is_shut(request.target, now.monotonic),
+            now=now.monotonic,
         )
         if plan is None:
             return False
@@ -207,7 +208,11 @@ class Attempts:
     def describe(self, account: str, now: float) -> dict[str, Any]:
         """What `status` says of an account's further calls, and of its circuits that are not closed."""
         counts = self.retries.counts.get(account, RetryCounts())
-        return {**msgspec.structs.asdict(counts), "circuits": self.circuits.as_plain(account, now)}
+        return {
+            **msgspec.structs.asdict(counts),
+            "retries_left": int(self.retries.saved(account, now)),
+            "circuits": self.circuits.as_plain(account, now),
+        }
 
     # Within.
 
@@ -215,7 +220,7 @@ class Attempts:
         """What the end of a call says of its target."""
         target, said = request.target, None if fault is None else refusals.without_text(fault)
         if said is None:
-            self.retries.completed(request.provider)
+            self.retries.completed(request.provider, now.monotonic)
             self._works(target, now)
         elif self._is_trouble(request, said):
             weak = said.code == "timeout" and not self._had_its_time(request)

@@ -173,6 +173,9 @@ def timed_out(request: Request) -> Fault:
 
 def over_all_calls(request: Request, fault: Fault) -> Fault:
     """The fault of a last call: a worker knows only the seconds that were left for it, the request had them all."""
+    if request.route is not None and request.route.out_of_budget:
+        message = f"{fault.message}; it was not called again: account {request.provider!r} has no retry left for now"
+        return msgspec.structs.replace(fault, message=message)
     tried = request.route.tried if request.route else []
     if not tried or fault.code != "timeout" or fault.details.get("which") != "total":
         return fault

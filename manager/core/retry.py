@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SAVINGS = 10.0
 """Retries that an account can have saved up, and begins with."""
+REFILL = 0.1
+"""Retries that a second brings back."""
 MAX_ATTEMPTS = 10
 """Calls on one target that a request may ask for."""
 MAX_FALLBACKS = 8
@@ -83,6 +85,7 @@ class Route:
         "given",
         "in_doubt",
         "left",
+        "out_of_budget",
         "partial",
         "parts",
         "since",
@@ -116,6 +119,8 @@ class Route:
         self.left = 0.0
         """Seconds that the present call had at its dispatch."""
         self.tried: list[Attempt] = []
+        self.out_of_budget = False
+        """Whether its account had no retry left when it needed one."""
         self.parts = 0
         """Calls that have brought a part of the answer."""
         self.partial = ""
@@ -148,7 +153,8 @@ class Retries:
         self._rules = rules
         self._own_rules = own_rules
         self._draw = draw
-        self._savings: dict[str, float] = {}
+        self._savings: dict[str, tuple[float, float]] = {}
+        """Of accounts that have spent some: how much, and when that was."""
         self.counts: dict[str, RetryCounts] = {}
         """By account; only those that had a failure."""
 
@@ -160,14 +166,24 @@ class Retries:
         """What came of this account's failed calls."""
         return self.counts.setdefault(account, RetryCounts())
 
-    def completed(self, account: str) -> None:
+    def completed(self, account: str, now: float) -> None:
         """A call on this account has completed: it may retry a little more."""
-        savings = self._savings.get(account)
-        if savings is not None:  # else nothing was ever spent
-            self._savings[account] = min(SAVINGS, savings + self.rules_of(account).budget)
+        if account in self._savings:  # else nothing was ever spent
+            self._save(account, self.saved(account, now) + self.rules_of(account).budget, now)
+
+    def saved(self, account: str, now: float) -> float:
+        """Retries that the account may make now. Time brings them back too, or one outage would end them for good."""
+        amount, at = self._savings.get(account, (SAVINGS, now))
+        return min(SAVINGS, amount + (now - at) * REFILL)
+
+    def _save(self, account: str, amount: float, now: float) -> None:
+        if amount < SAVINGS:
+            self._savings[account] = amount, now
+        else:
+            self._savings.pop(account, None)
 
     def plan(
-        self, account: str, route: Route, fault: Fault, *, delivered: bool, left: float, shut: bool
+        self, account: str, route: Route, fault: Fault, *, delivered: bool, left: float, shut: bool, now: float
     ) -> Plan | None:
         """What to do about a fault, or None where it is the end. What a plan costs is spent with it.
 
@@ -181,10 +197,11 @@ class Retries:
         if is_transient(fault) and route.tries_here < attempts and not (shut and route.fallbacks):
             wait = self._wait(account, route, fault)
             if wait < left:
-                if self._spend(account):
+                if self._spend(account, now):
                     counts.retries += 1
                     return Plan(wait, None)
                 counts.refused_by_budget += 1
+                route.out_of_budget = True
         if route.fallbacks and leaves(fault) and left > 0.0:
             return Plan(0.0, route.fallbacks.pop(0))
         return None
@@ -199,11 +216,11 @@ class Retries:
         bound: float = rules.first_wait * factor * 2 ** (route.tries_here - 1)
         return self._draw() * min(bound, rules.longest_wait)
 
-    def _spend(self, account: str) -> bool:
-        savings = self._savings.get(account, SAVINGS)
-        if savings < 1.0:
+    def _spend(self, account: str, now: float) -> bool:
+        saved = self.saved(account, now)
+        if saved < 1.0:
             return False
-        self._savings[account] = savings - 1.0
+        self._save(account, saved - 1.0, now)
         return True
 
 

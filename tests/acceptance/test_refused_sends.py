@@ -39,3 +39,11 @@ def test_the_same_in_an_event_loop() -> None:
 
     with callpool.start(scripted()) as client:
         asyncio.run(asyncio.wait_for(main(client.address), 20))
+
+
+def test_an_account_without_its_key_says_so_in_the_status() -> None:
+    with callpool.start({"providers": {"kimi": {"kind": "kimi"}}}) as client:
+        [account] = client.status()["accounts"]
+        assert "has no key" in account["closed"]
+        with pytest.raises(callpool.CredentialMissing):
+            client.submit(provider="kimi", model="kimi-k3", messages=HELLO)

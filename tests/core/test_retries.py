@@ -10,7 +10,7 @@ from callpool.manager.core.attempts import MAX_SAID
 from callpool.manager.core.events import CancelAsked, CutAsked, Reported, Tick, WorkerDown, WorkerUp
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import RESTART, Chunk, Dispatch, Piece
-from callpool.manager.core.retry import SAVINGS, RetryRules
+from callpool.manager.core.retry import REFILL, SAVINGS, RetryRules
 
 from .attempts import BAD, BROKEN, BUSY, GONE, bench, ends, fail, fault, orders, record, wake
 from .build import TIMEOUT, to_clients, to_workers
@@ -58,7 +58,7 @@ class TestRetries:
         assert (end.state, end.body, end.session_id) == ("completed", b"answer", "session_r")
         assert end.duration == pytest.approx(b.time - 1000.0), "from the first call's start"
         assert b.core.attempts.describe("a", b.time) == {
-            "retries": 1, "fallbacks": 0, "refused_by_budget": 0, "circuits": [],
+            "retries": 1, "fallbacks": 0, "refused_by_budget": 0, "retries_left": 9, "circuits": [],
         }  # fmt: skip
 
     @pytest.mark.parametrize(
@@ -135,7 +135,9 @@ class TestRetries:
             assert ends(fail(b, BUSY, f"r{number}")) == [], "what is saved up"
         b.submit("last")
         [end] = ends(fail(b, BUSY, "last"))
-        assert end.fault == BUSY
+        assert end.fault is not None
+        assert end.fault.message == f"{BUSY.message}; it was not called again: account 'a' has no retry left for now"
+        assert (end.fault.code, end.fault.details) == (BUSY.code, BUSY.details)
         assert b.core.attempts.retries.counts["a"].refused_by_budget == 1
         for number in range(2):  # two completed calls earn one retry
             b.start(f"r{number}")
@@ -144,13 +146,27 @@ class TestRetries:
         assert ends(fail(b, BUSY, "again")) == []
         assert len(ends(fail(b, BUSY, "again"))) == 1
 
+    def test_time_brings_the_budget_back(self) -> None:
+        """Else an account that fails once, and is idle, would never be called again."""
+        b = bench(retry_rules=RetryRules(attempts=100, first_wait=0.0))
+        b.submit("r", timeout=80_000.0)
+        while not ends(fail(b, BUSY)):
+            pass
+        assert b.core.attempts.describe("a", b.time)["retries_left"] == 0
+        b.time += 1.5 / REFILL
+        b.submit("s")
+        assert ends(fail(b, BUSY, "s")) == []
+        assert len(ends(fail(b, BUSY, "s"))) == 1
+        b.time += 1000.0
+        assert b.core.attempts.describe("a", b.time)["retries_left"] == SAVINGS
+
     def test_savings_have_a_bound(self) -> None:
         b = bench(retry_rules=RetryRules(attempts=100, budget=1.0, first_wait=0.0))
         retries = b.core.attempts.retries
         b.submit("r")
         fail(b, BUSY)
         for _ in range(100):
-            retries.completed("a")
+            retries.completed("a", b.time)
         calls = 1
         while not ends(fail(b, BUSY)):
             calls += 1

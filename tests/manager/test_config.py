@@ -465,6 +465,26 @@ def test_no_text_that_could_be_a_key_is_repeated_wherever_it_was_pasted() -> Non
     assert "this is no known fault" in str(refusal(scripted, known_faults=("hang",)))
 
 
+@pytest.mark.parametrize(
+    ("given", "bound"),
+    [
+        ({"retry_wait": 50}, "retry_longest_wait, which is 20"),
+        ({"retry_longest_wait": 0.1}, "retry_longest_wait, which is 0.1"),
+        ({"circuit_pause": 100, "circuit_longest_pause": 2}, "circuit_longest_pause, which is 2"),
+    ],
+)
+def test_a_first_pause_is_no_longer_than_the_longest(given: dict[str, float], bound: str) -> None:
+    error = refusal({"supervisor": given})
+    assert f"must be at most {bound}" in error.message
+    assert error.details["count"] == 1
+
+
+def test_a_share_is_one() -> None:
+    for wrong in (-1, 2, 10**400, 1.5):
+        assert "retry_budget: must be from 0 to 1" in refusal({"supervisor": {"retry_budget": wrong}}).message
+    assert load({"supervisor": {"retry_budget": 1}}, {}).supervisor.retry_budget == 1
+
+
 # Where requests go on.
 
 
@@ -536,7 +556,6 @@ ALLOWED: tuple[tuple[str, object], ...] = (
     ("function_workers", 0),
     ("lifecycle_log", True),
     ("retry_wait", 0),
-    ("retry_longest_wait", 0),
     ("retry_budget", 0),
     ("circuit_failures", 0),
     ("circuit_patience", 0),

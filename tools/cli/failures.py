@@ -38,7 +38,7 @@ def tell(error: errors.CallpoolError, *, as_json: bool) -> Exit:
         message = f"the configuration is refused, {error.details.get('count')} problems:\n{message}"
     if hint is None and isinstance(error, errors.NotRunning):
         hint = "run `callpool start`"
-    _print(error.fault.code, message, param=error.param, hint=hint, as_json=as_json)
+    _print(error.fault.code, message, param=error.param, hint=hint, details=error.details, as_json=as_json)
     return status_of(error)
 
 
@@ -69,14 +69,24 @@ def tell_defect(error: Exception, *, as_json: bool) -> Exit:
     return Exit.INTERNAL
 
 
-def _print(code: str, message: str, *, as_json: bool, param: str | None = None, hint: str | None = None) -> None:
+def _print(
+    code: str,
+    message: str,
+    *,
+    as_json: bool,
+    param: str | None = None,
+    hint: str | None = None,
+    details: dict[str, Any] | None = None,
+) -> None:
     if as_json:
-        fields: dict[str, Any] = {"code": code, "message": message, "param": param, "hint": hint}
+        fields = {"code": code, "message": message, "param": param, "hint": hint, "details": details or {}}
         terminal.say(terminal.as_json({"error": fields}))
         return
     first, *more = message.splitlines() or [""]
     terminal.say(f"{terminal.paint('callpool: error:', terminal.RED, sys.stderr)} {terminal.safe(first)}")
     for line in more:
         terminal.say(terminal.safe(line))
+    if (details or {}).get("in_doubt") is True:
+        terminal.say("the call may have been billed")
     if hint:
         terminal.say(f"{terminal.paint('hint:', terminal.BOLD, sys.stderr)} {terminal.one_line(hint)}")

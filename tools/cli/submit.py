@@ -130,10 +130,22 @@ def print_text(handle: Handle) -> dict[str, Any]:
         if last and not last.endswith("\n"):
             terminal.write("\n")
     answer = handle.result()
+    _tell_more(handle, answer)
     if not answer["content"]:
         calls = len(answer.get("tool_calls") or ())
         terminal.say(f"callpool: the answer has no text{f', but {calls} tool calls: see --json' if calls else ''}")
     return answer
+
+
+def _tell_more(handle: Handle, answer: dict[str, Any]) -> None:
+    """What a person must know of an answer that its text does not show: another model gave it, or it was cut."""
+    if not handle.is_from(answer):
+        terminal.say(
+            f"callpool: answered by {terminal.one_line(answer['provider'])}/{terminal.one_line(answer['model'])}"
+        )
+    if answer["finish_reason"] in ("length", "model_context_window_exceeded"):
+        why = answer["metadata"].get("continuation", {}).get("why")
+        terminal.say(f"callpool: the answer was cut at its limit{f': {terminal.one_line(why)}' if why else ''}")
 
 
 def in_doubt(error: errors.ConnectionLost) -> errors.RequestInterrupted:

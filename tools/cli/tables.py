@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-_WORK = {"call": "call", "function": "function", "held": "client's own work"}
+_WORK = {"call": "request", "function": "function", "held": "client's own work"}
 """Kind of a request → what its time is for."""
 _STATE_STYLES = {
     "running": "green",
@@ -52,6 +52,9 @@ def show_status(facts: dict[str, Any]) -> None:
     parts = [head, _text(facts["address"]), _pool(facts), _titled("Workers", _workers(facts["workers"]))]
     if facts["accounts"]:
         parts.append(_titled("Accounts", _accounts(facts["accounts"])))
+    circuits = [(row["name"], each) for row in facts["accounts"] for each in row.get("circuits", ())]
+    if circuits:
+        parts.append(_titled("Circuits that are open", _circuits(circuits)))
     if facts["model_servers"]:
         parts.append(_titled("Model servers", _model_servers(facts["model_servers"])))
     if facts["function_lane"]:
@@ -101,7 +104,7 @@ def show_record(record: dict[str, Any]) -> None:
         fields.add_row("received", time.strftime("%Y-%m-%d %H:%M:%S", began))
     if record["fault"]:
         fields.add_row("error", _text(f"{record['fault']['code']}: {record['fault']['message']}"))
-    print_parts(fields, *_attempts(record.get("attempts") or []), _phases(record["phases"]))
+    print_parts(fields, *_attempts(record.get("attempts") or []), Text(), _phases(record["phases"]))
 
 
 def _attempts(attempts: list[dict[str, Any]]) -> list[RenderableType]:
@@ -220,18 +223,20 @@ def _accounts(rows: Iterable[dict[str, Any]]) -> Table:
             Text(gauge, style="yellow" if full else "green"),
             str(row["queued"]),
             _or_dash(connections and connections["open"]),
-            Text(terminal.one_line(_account_note(row)), style="yellow"),
+            Text(terminal.one_line(f"closed: {row['closed']}" if row["closed"] else ""), style="yellow"),
         )
     return table
 
 
-def _account_note(row: dict[str, Any]) -> str:
-    """Why less is done than could be: the account is closed, or circuits of its models are open."""
-    notes = [f"closed: {row['closed']}"] if row["closed"] else []
-    for circuit in row.get("circuits", ()):
-        when = "being probed" if circuit["state"] == "half_open" else f"left alone for {circuit['seconds_left']:.0f} s"
-        notes.append(f"{circuit['model']} {when}: {circuit['why']}")
-    return "; ".join(notes)
+def _circuits(rows: list[tuple[str, dict[str, Any]]]) -> Table:
+    """Models that fail, and are left alone."""
+    table = columns("model", "", note="why")
+    for account, circuit in rows:
+        when = "is tried" if circuit["state"] == "half_open" else f"for {circuit['seconds_left']:.0f} s"
+        table.add_row(
+            _text(f"{account}/{circuit['model']}"), when, Text(terminal.one_line(circuit["why"]), style="yellow")
+        )
+    return table
 
 
 def _model_servers(rows: Iterable[dict[str, Any]]) -> Table:

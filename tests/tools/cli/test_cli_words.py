@@ -155,8 +155,8 @@ def test_status_keeps_to_80_columns_and_loses_nothing(capsys: pytest.CaptureFixt
     ):
         assert text in shown
     notes = "".join(shown.split())
-    assert "leftalonefor4s:itfailed" in notes
-    assert "k2beingprobed:sodidthis" in notes
+    assert "kimi/k3\\x1bfor4sitfailed(HTTP500)" in notes
+    assert "kimi/k2istriedsodidthis" in notes
     assert "".join(shown.split()).count("n") >= 64
 
 
@@ -243,7 +243,9 @@ def test_an_error_in_json_has_the_four_fields(capsys: pytest.CaptureFixture[str]
     failures.tell(errors.BadInput("no", param="model"), as_json=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert json.loads(err) == {"error": {"code": "bad_input", "message": "no", "param": "model", "hint": None}}
+    assert json.loads(err) == {
+        "error": {"code": "bad_input", "message": "no", "param": "model", "hint": None, "details": {}}
+    }
 
 
 def test_a_defect_is_one_line_and_a_traceback_only_on_demand(

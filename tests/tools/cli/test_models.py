@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from subprocess import CompletedProcess
+from typing import Any, cast
 
 import pytest
 
+import callpool as library
 from callpool.manager.exits import Exit
+from callpool.tools.cli.submit import print_text
 
 Run = Callable[..., CompletedProcess[str]]
 ECHO = ("--provider", "fake", "--model", "echo")
@@ -83,3 +86,32 @@ def test_a_fallback_is_taken_and_shown(asking: Run) -> None:
     assert "Earlier calls" in shown
     assert "fake/limited" in shown
     assert "rate_limited" in shown
+
+
+def test_what_an_answers_text_does_not_show_is_said_beside_it(asking: Run) -> None:
+    done = asking("submit", "--provider", "fake", "--model", "limited", "--fallback", "fake/echo", "hi")
+    assert done.stdout == "hi\n"
+    assert "callpool: answered by fake/echo" in done.stderr
+
+
+def test_a_cut_answer_is_not_passed_off_as_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    class Cut:
+        def __iter__(self) -> Iterator[str]:
+            return iter(())
+
+        def result(self) -> dict[str, Any]:
+            told = {"why": "max_total_tokens is 9"}
+            return {"content": "to", "finish_reason": "length", "metadata": {"continuation": told}}
+
+        def is_from(self, _answer: dict[str, Any]) -> bool:
+            return True
+
+    print_text(cast("library.Handle", Cut()))
+    assert capsys.readouterr().err == "callpool: the answer was cut at its limit: max_total_tokens is 9\n"
+
+
+def test_an_error_in_json_has_what_a_program_needs(asking: Run) -> None:
+    done = asking("submit", "--provider", "fake", "--model", "limited", "--json", "hi")
+    error = json.loads(done.stderr)["error"]
+    assert error["details"].items() >= {"retryable": True, "retry_after": 1.0, "scope": "account"}.items()
+    assert json.loads(asking("show", error["details"]["request_id"], "--json").stdout)["state"] == "error"
