@@ -177,6 +177,16 @@ class TestCircuits:
         b.start("late")
         assert [o[0] for o in orders(b.finish("late"))] == ["b"], "the answer of an earlier call closes it"
 
+    def test_who_would_end_goes_where_somebody_may_try_again(self) -> None:
+        rules = CircuitRules(failures=1, first_pause=5.0, patience=6.0)
+        b = bench(circuit_rules=rules, retry_rules=self.ONCE, pool=10, accounts={"a": 5, "b": 5})
+        for name, account in (("x", "a"), ("y", "b")):
+            b.submit(name, account=account)
+            fail(b, BUSY, name)
+        b.core.attempts.circuits._circuits[Target("a", "m")].until = b.time + 100.0
+        b.submit("r", fallbacks=["b/m"], timeout=1000.0)
+        assert [o[0] for o in called(b)] == ["b"]
+
     def test_a_probe_that_begins_to_be_answered_opens_the_way(self) -> None:
         """A stream may take minutes, and shows with its first piece that the service works."""
         b = self.bench()

@@ -537,21 +537,32 @@ def test_closing_is_harmless_before_the_first_call_and_twice() -> None:
 
 def test_an_answer_leaves_nothing_at_its_connection() -> None:
     """Each listens for the end of the connection, which may live as long as the worker."""
+    begun = asyncio.Event()
 
     async def respond(exchange: Exchange) -> None:
-        await exchange.send(ANSWER)
+        await exchange.begin_stream(EVENTS)
+        await begun.wait()  # its head alone has come: the rest is still to be read
+        begun.clear()
+        exchange.writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(DONE), DONE))
 
-    async def main() -> list[int]:
-        async with serving(respond) as (_, url):
+    class Reader(Recorder):
+        async def chunk(self, text: str, raw: dict[str, Any] | None, *, useful: bool = True) -> None:
+            begun.set()
+            await super().chunk(text, raw, useful=useful)
+
+    async def main() -> tuple[int, list[int]]:
+        async with serving(respond) as (server, url):
             provider = make_provider(url)
             for _ in range(20):
-                await run_call(provider, make_call(), Recorder())
+                await run_call(provider, make_call(stream=True), Reader())
             pool = provider._connections._pool
             assert pool is not None
             ears = [
                 len(protocol.closed._callbacks or ()) for protocol in pool._last_used if protocol.closed is not None
             ]
             await provider.close()
-            return ears
+            return server.connections, ears
 
-    assert asyncio.run(main()) <= [2]
+    connections, ears = asyncio.run(main())
+    assert connections == 1
+    assert ears[0] <= 2
