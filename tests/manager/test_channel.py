@@ -157,8 +157,8 @@ def test_interrupts_at_any_line_neither_hang_nor_break_the_channel(pair: tuple[C
     number = interrupted = 0
     for _ in range(60):
         timer = threading.Timer(chance.random() * 0.004, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         try:
+            timer.start()  # within: the interrupt may come before this returns
             while True:  # the interrupt may come late; the bound is the test's own timeout
                 number += 1
                 assert caller.ask(number) == f"answer {number}"

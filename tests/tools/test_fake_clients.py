@@ -250,3 +250,26 @@ def test_a_defect_of_the_fake_is_raised_by_stop(monkeypatch: pytest.MonkeyPatch)
             await fake.stop()
 
     asyncio.run(with_limit(main()))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_clients_that_leave_at_any_moment_are_no_defect(loop: str) -> None:
+    """Between two drops a connection may end before its reader has heard of it: a defect would end the fake at its stop."""
+
+    async def main() -> None:
+        async with FakeProvider() as fake:
+            await crowd(fake)
+
+    async def crowd(fake: FakeProvider) -> None:
+        for _ in range(40):
+            writers = [(await connect(fake.base_url))[1] for _ in range(5)]
+            for number, writer in enumerate(writers):
+                fault = ("header_drip", "body_drip", "comment_drip", "stream_drip_forever", "empty_drip")[number]
+                writer.write(chat(stream=True, fake={"fault": fault, "chunk_delay": 0.0001}))
+            await asyncio.sleep(0.002)
+            for writer in writers:
+                writer.transport.abort()
+        await fake.wait_for(lambda calls: len(calls) <= 200 and all(call.outcome != "open" for call in calls))
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(with_limit(main()))

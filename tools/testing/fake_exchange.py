@@ -149,8 +149,14 @@ class Exchange:
         """Bytes as they are, with flow control; `status` belongs to the first ones."""
         if self._record.first_byte is None:
             self._history.first_byte(self._record, status)
-        self._writer.write(data)
+        self._write(data)
         await self._writer.drain()
+
+    def _write(self, data: bytes) -> None:
+        """Hand bytes to the socket. One that the client has let go of is an error of the connection, on every event loop."""
+        if self._writer.transport.is_closing():
+            raise ConnectionResetError("the client has left")
+        self._writer.write(data)
 
     async def send_much(self, data: bytes) -> None:
         """`send` for loops without a pause: gives the loop its turn, so that a client's leaving is seen at once."""
@@ -162,7 +168,7 @@ class Exchange:
         if self._record.first_byte is None:
             self._history.first_byte(self._record, status)
         self.end()
-        self._writer.write(data)
+        self._write(data)
         await self._writer.drain()
 
     async def close(self) -> None:
