@@ -145,7 +145,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     circuit_longest_pause: float = 60.0
     """Seconds at most."""
     circuit_patience: float = 30.0
-    """Seconds that a request waits for that at most."""
+    """Seconds that a request waits for that at most; while a probe is out it waits for the probe's end."""
     lifecycle_log: bool = False
     """Whether every lifecycle event is also written to `logs/lifecycle.jsonl` in the state directory."""
 

@@ -44,7 +44,7 @@ class CircuitRules(msgspec.Struct, frozen=True, kw_only=True):
     longest_pause: float = 60.0
     """Seconds: the pause doubles with each probe that fails, up to this."""
     patience: float = 30.0
-    """Seconds that a request waits for an open circuit at most."""
+    """Seconds that a request waits for an open circuit at most; while a probe is out it waits for the probe's end."""
 
 
 class _Circuit:
@@ -140,7 +140,7 @@ class Circuits:
         return target in self._open and self._circuits[target].probe == request_id
 
     def _forget_one(self) -> bool:
-        """Make room: the oldest that is not open, or one that was tried in vain."""
+        """Make room: the oldest that is not open; whether there was one."""
         oldest = next((target for target in self._circuits if target not in self._open), None)
         if oldest is not None:
             del self._circuits[oldest]
