@@ -25,6 +25,8 @@ class Submitted(_Event, frozen=True):
     client: str
     submit: Submit
     session_id: str
+    name: str = ""
+    """Whose share, rates and budgets it counts against; without one the client's own."""
 
 
 class SessionAsked(_Event, frozen=True):

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import msgspec
 
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.limits import Priority, Usage
 from callpool.manager.core.pools import PoolCounts
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Raised with every change of meaning below; both sides of a handshake must have the same."""
 
 
@@ -54,6 +55,13 @@ class Submit(_Message, frozen=True, tag=1):
     retry_in_doubt: bool = False
     """Whether a call that may have been billed, or whose stream had begun, may be made again."""
     operation: Operation = "chat"
+    tokens: Usage = Usage()
+    """What the client reckons it will use."""
+    priority: Priority = "normal"
+    queue_timeout: float | None = None
+    """Seconds that it may wait for its first call; None takes the settings'."""
+    affinity: str | None = None
+    """Requests of the same one go to the same worker while that has room: its connection is warm."""
 
 
 class Cancel(_Message, frozen=True, tag=2):
@@ -109,6 +117,8 @@ class Accepted(_Message, frozen=True, tag=1):
 
     request_id: str
     position: int
+    wait: float | None = None
+    """Seconds that it will probably wait; None where nothing is known yet."""
 
 
 class Rejected(_Message, frozen=True, tag=2):
@@ -221,6 +231,8 @@ class Started(_Message, frozen=True, tag=2):
 
     request_id: str
     attempt: int
+    tokens: Usage | None = None
+    """What the worker reckons that this call will use: it sees what is really sent."""
 
 
 class Piece(_Message, frozen=True, tag=3):
@@ -238,6 +250,8 @@ class Finished(_Message, frozen=True, tag=4):
     attempt: int
     body: bytes | None = None
     fault: Fault | None = None
+    usage: Usage | None = None
+    """What this call has used, as the provider tells; None where it told nothing."""
 
 
 class Continues(_Message, frozen=True, tag=6):
@@ -250,6 +264,8 @@ class Continues(_Message, frozen=True, tag=6):
     """It was cut at its limit, or asks for a search of the provider's own."""
     partial: str = ""
     """The text of all the parts until now, for whoever gets no answer in the end; bounded and redacted."""
+    usage: Usage | None = None
+    """Of this call alone."""
 
 
 class Heartbeat(_Message, frozen=True, tag=5):
