@@ -11,6 +11,7 @@ from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.lifecycle import Lifecycle
+from callpool.manager.core.limits import AccountRules, LedgerRules, Limits
 from callpool.manager.core.machine import Core
 from callpool.manager.core.retry import RetryRules
 from callpool.manager.core.scheduler import Scheduler
@@ -32,11 +33,17 @@ def build_core(boot: Boot) -> Core:
     """The core of a supervisor with these settings."""
     pool = boot.settings.supervisor
     catalogue = build_catalogue(boot)
+    accounts = {
+        name: AccountRules(limits=Limits(concurrency=entry.limit)) for name, entry in catalogue.providers.items()
+    }
+    ledger = Ledger(LedgerRules(accounts=accounts))
     return Core(
         catalogue=catalogue,
         sessions=SessionTable(max_concurrent=pool.max_concurrent_sessions, max_metadata_bytes=pool.max_metadata_size),
-        ledger=Ledger({name: entry.limit for name, entry in catalogue.providers.items()}),
-        scheduler=Scheduler(max_requests=pool.max_queued_requests, max_bytes=pool.max_queued_bytes),
+        ledger=ledger,
+        scheduler=Scheduler(
+            max_requests=pool.max_queued_requests, max_bytes=pool.max_queued_bytes, weight_of=ledger.weight_of
+        ),
         lifecycle=Lifecycle(
             max_requests=pool.history_requests,
             max_bytes=pool.history_bytes,

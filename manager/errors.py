@@ -12,9 +12,11 @@ from callpool.manager.core.faults import Fault
 from callpool.manager.core.strict import INPUT_CODES
 
 __all__ = [
+    "AccountStopped",
     "AlreadyRunning",
     "BadInput",
     "BrokenAnswer",
+    "BudgetExhausted",
     "CallpoolError",
     "CapacityExceeded",
     "CircuitOpen",
@@ -244,6 +246,12 @@ class QueueFull(CallpoolError, RuntimeError):
     code = "queue_full"
 
 
+class BudgetExhausted(CallpoolError, RuntimeError):
+    """A day's tokens or money of the account, organisation or client are used up: submit later, or raise the limit."""
+
+    code = "budget_exhausted"
+
+
 class CredentialMissing(CallpoolError, RuntimeError):
     """The provider needs a key and none was found when the supervisor started: set it and restart."""
 
@@ -350,6 +358,12 @@ class CircuitOpen(ProviderError):
     """The provider failed for request after request, so callpool left it alone for a while: see the cause in the message."""
 
     code = "circuit_open"
+
+
+class AccountStopped(ProviderError):
+    """The provider refuses the whole account: mend its key or its balance, then `callpool account resume NAME`."""
+
+    code = "account_stopped"
 
 
 class BrokenAnswer(ProviderError):

@@ -21,9 +21,10 @@ from callpool.manager.core.catalogue import NOT_GIVEN, given_timeouts
 from callpool.manager.core.circuits import Circuits
 from callpool.manager.core.deadlines import Deadlines
 from callpool.manager.core.events import ToClient
+from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import RESTART, Chunk
 from callpool.manager.core.requests import Phase
-from callpool.manager.core.retry import MAX_PARTS, Attempt, Retries, RetryCounts, RetryRules, Route
+from callpool.manager.core.retry import MAX_PARTS, Attempt, Retries, RetryCounts, RetryRules, Route, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,12 +35,15 @@ if TYPE_CHECKING:
     from callpool.manager.core.machine import Core
     from callpool.manager.core.messages import Continues, Submit
     from callpool.manager.core.requests import Now, Request
-    from callpool.manager.core.retry import Plan, Target
+    from callpool.manager.core.retry import Plan
 
 REST_TICK = 0.02
 """Seconds by which a rest may last longer than planned."""
 MAX_SAID = 500
 """Characters of a fault's message that the record of a call keeps."""
+MAX_TRIED = 40
+"""Calls that a record tells of: the first, and the last ones. A request may be told to wait for hours."""
+MAX_PHASES = 400
 
 
 class Attempts:
@@ -84,8 +88,8 @@ class Attempts:
         route.tries_here += 1
         route.dispatched_at = now.monotonic
         if route.deadline is None:
-            route.deadline = now.monotonic + request.timeout
-            route.left = request.timeout
+            route.left = request.timeout if route.remaining is None else route.remaining
+            route.deadline = now.monotonic + route.left
         else:
             route.left = max(0.0, route.deadline - now.monotonic)
         return route.left
@@ -98,11 +102,19 @@ class Attempts:
     def goes_on(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> bool:
         """The call of a request has ended; whether another one follows."""
         self._learn(request, fault, now)
-        if fault is None:
-            return False
         route = request.route
+        if fault is None:
+            if route is not None:
+                self._core.dispatching.forecast.add(
+                    request.provider, now.monotonic - route.dispatched_at, request.usage
+                )
+            return False
+        waits = self._core.teaching.hears(request, fault, now, effects)
         if route is None or route.deadline is None or request.ending is not None:
             return False
+        if waits and (route.attempts is None or route.tries_here < route.attempts):
+            self._told_to_wait(request, fault, now)
+            return True
         delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
         if delivered and route.parts:
             return False  # a stream that begins again would have to begin with parts that no call brings any more
@@ -112,7 +124,7 @@ class Attempts:
             fault,
             delivered=delivered,
             left=route.deadline - now.monotonic,
-            shut=self.circuits.is_shut(request.target, now.monotonic),
+            shut=self._is_barred(request.target, request, now),
             now=now.monotonic,
         )
         if plan is None:
@@ -133,12 +145,68 @@ class Attempts:
         self._record(request, now, report.why, "a part of the answer", 0.0)
         request.payload = report.payload
         request.payload_bytes = len(report.payload)
+        if report.usage is not None:  # what has come is part of what is sent
+            request.tokens = Usage(report.usage.prompt + report.usage.answer, request.tokens.answer)
         route.parts += 1
         route.partial = report.partial
         route.tries_here = 0
         route.fallbacks.clear()  # nobody else can go on with what this one has begun
         self._requeue(request, Phase.CONTINUED, now)
         self.wait(request, now)
+
+    def _told_to_wait(self, request: Request, fault: Fault, now: Now) -> None:
+        """A limit refused its call: it waits again at its place, and what waiting takes is not of its timeout."""
+        route = request.route
+        if route is None:
+            return
+        self._record(request, now, fault.code, fault.message, 0.0)
+        route.refusals += 1
+        if route.attempts is None:
+            route.tries_here -= 1
+        route.remaining, route.deadline = route.left, None
+        self._requeue(request, Phase.RETRY, now)
+        if len(request.phases) > MAX_PHASES:
+            del request.phases[MAX_PHASES // 4 : MAX_PHASES // 2]
+        self.redirect(request, now)
+        self.wait(request, now)
+
+    def end_wait(self, request: Request, now: Now, effects: list[Effect]) -> None:
+        """It has waited in the queue for as long as it may."""
+        core = self._core
+        position = core.dispatching.position(request)
+        wait = core.dispatching.predicted_wait(request, position, now)
+        core.end(request, refusals.waited_too_long(request, position, wait), now, effects)
+
+    def refuse(self, submit: Submit, name: str, now: Now) -> Fault | None:
+        """Why this account, and every fallback, cannot take this request for longer than anybody waits in the queue; else None."""
+        target = Target(submit.provider, submit.model)
+        if (fault := self._bar(target, submit.tokens, submit.operation, name, now)) is None:
+            return None
+        fallbacks = self._core.catalogue.fallbacks_for(submit)
+        barred = all(self._bar(each, submit.tokens, submit.operation, name, now) for each in fallbacks)
+        return fault if barred else None
+
+    def _bar(self, target: Target, tokens: Usage, operation: str, name: str, now: Now) -> Fault | None:
+        """Why nothing of this size can go there before a day's allowance begins anew, or an operator has done something."""
+        ledger, time = self._core.ledger, now.monotonic
+        if (stop := ledger.stopped(target.provider, time)) is not None:
+            return refusals.account_stopped(target.provider, stop, time)
+        if (found := ledger.overdrawn(target, tokens, name, time, answers=operation == "chat")) is not None:
+            return refusals.used_up(*found, time)
+        return None
+
+    def _is_barred(self, target: Target, request: Request, now: Now) -> bool:
+        """Whether a request had better go elsewhere: there is trouble at its target, or nothing of its size fits for hours."""
+        if self.circuits.any_open and self.circuits.is_shut(target, now.monotonic):
+            return True
+        return self._bar(target, request.tokens, request.operation, request.name, now) is not None
+
+    def goes_elsewhere(self, request: Request, now: Now) -> bool:
+        """Let a waiting request wait for a fallback of its own, if it has one that can take it; whether it had."""
+        target = self._other_target(request, now)
+        if target is not None:
+            self._move(request, target, now)
+        return target is not None
 
     def lost(self, request: Request) -> int:
         """How many of its calls were lost with their workers before they began."""
@@ -184,23 +252,26 @@ class Attempts:
 
     def wait(self, request: Request, now: Now) -> None:
         """Let a request wait for its target."""
-        if request.route is not None:
-            request.route.since = now.monotonic
+        route = request.route
+        if route is not None:
+            route.since = now.monotonic
+            if request.queue_timeout is not None and route.deadline is None:
+                self._core.waits.set(request.request_id, request.since + request.queue_timeout)
         self._core.scheduler.push(request)
 
     def redirect(self, request: Request, now: Now) -> None:
         """Aim a request that is not in the queue yet, and whose target is shut, at the next one that is not, if there is one."""
-        target = self._other_target(request, now) if self.circuits.any_open else None
+        target = self._other_target(request, now) if request.route is not None and request.route.fallbacks else None
         if target is not None:
             self._aim(request, target)
 
     def _other_target(self, request: Request, now: Now) -> Target | None:
-        """The first fallback that is not shut, where the target is; those before it are forgotten."""
-        route, is_shut = request.route, self.circuits.is_shut
-        if route is None or not route.fallbacks or not is_shut(request.target, now.monotonic):
+        """The first fallback that is not barred, where the target is; those before it are forgotten."""
+        route = request.route
+        if route is None or not route.fallbacks or not self._is_barred(request.target, request, now):
             return None
         for index, target in enumerate(route.fallbacks):
-            if not is_shut(target, now.monotonic):
+            if not self._is_barred(target, request, now):
                 del route.fallbacks[: index + 1]
                 return target
         return None
@@ -285,6 +356,7 @@ class Attempts:
     def _move(self, request: Request, target: Target, now: Now) -> None:
         """Let a waiting request wait for another target, at once."""
         self._core.scheduler.remove(request.request_id)
+        self.rests.clear(request.request_id)
         self._aim(request, target)
         self.wait(request, now)
 
@@ -293,6 +365,8 @@ class Attempts:
         if route is not None:
             called = any(phase is Phase.PROVIDER_CALL_START for phase, _ in _since_dispatch(request))
             seconds = now.monotonic - route.dispatched_at
+            if len(route.tried) >= MAX_TRIED:
+                del route.tried[1]
             route.tried.append(
                 Attempt(
                     request.tries,
@@ -321,7 +395,7 @@ class Attempts:
     def _requeue(self, request: Request, phase: Phase, now: Now) -> None:
         """It holds nothing any more, and waits; the caller puts it into the queue."""
         core = self._core
-        core.give_back(request)
+        core.give_back(request, now)
         if request.session is not None:
             core.sessions.suspend(request.session)
         core.requeue(request, phase, now)

@@ -28,6 +28,9 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._bucket_of)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._bucket_of
+
     def set(self, key: str, due: float) -> None:
         """Set or move the deadline of `key`, in monotonic seconds."""
         number = math.ceil(due / self._tick)

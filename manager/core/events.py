@@ -130,6 +130,12 @@ class Reported(_Event, frozen=True):
     report: Started | Piece | Finished | Continues
 
 
+class AccountResumed(_Event, frozen=True):
+    """An operator has mended what stopped an account. Answered with whether there was anything to resume."""
+
+    account: str
+
+
 class AccountClosed(_Event, frozen=True):
     """Dispatch nothing on this account for now (`reason`), or go on (None)."""
 
@@ -168,6 +174,7 @@ Event = (
     | WorkerDown
     | Reported
     | AccountClosed
+    | AccountResumed
     | DrainAsked
     | CutAsked
     | Tick

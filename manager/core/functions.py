@@ -32,11 +32,11 @@ class Functions:
     def asked(self, event: FunctionAsked, now: Now, effects: list[Effect]) -> None:
         """A client wants a function run."""
         core, submit = self._core, event.submit
-        fault = self._refuse_payload(submit) or core.held.refuse(submit)
+        fault = self._refuse_payload(submit) or core.held.refuse(submit, event.holder, now)
         if fault is not None:
             effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
             return
-        request = core.receive(event.client, submit, event.session_id, Kind.FUNCTION, now)
+        request = core.receive(event.client, submit, event.session_id, Kind.FUNCTION, now, event.holder)
         self.waiting_bytes += request.payload_bytes
         request.holder = event.holder
         advance(request, Move.ALLOCATE)

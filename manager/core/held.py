@@ -110,7 +110,7 @@ class HeldSessions:
 
     # Creating.
 
-    def refuse(self, submit: Submit) -> Fault | None:
+    def refuse(self, submit: Submit, name: str, now: Now) -> Fault | None:
         """Why this session cannot be created now, counted; else None. Nothing is kept of a refused one."""
         core = self._core
         if core.drain is not None:
@@ -118,12 +118,18 @@ class HeldSessions:
         if (wrong := refuse_session(submit)) is not None:
             core.sessions.rejected_creation_error += 1
             return refusals.creation_failed(wrong)
-        if (fault := core.sessions.refuse_capacity()) is not None:
-            return fault
-        account = core.ledger.full_account(submit.provider)
+        if not core.sessions.has_room:
+            waiting = len(core.scheduler)
+            return core.sessions.refuse_capacity(waiting, core.dispatching.wait_at(submit.provider, waiting, now))
+        account = core.ledger.full_account(submit.provider, now.monotonic)
         if account is not None:
             core.sessions.rejected_capacity += 1
-            return refusals.capacity_full(account.limit, account.active, account.name)
+            waiting = core.scheduler.count(account.name)
+            wait = core.dispatching.wait_at(account.name, waiting, now)
+            return refusals.capacity_full(account.limit, account.active, account.name, waiting=waiting, wait=wait)
+        if (full := core.ledger.full_rate(name, now)) is not None:
+            core.sessions.rejected_capacity += 1
+            return refusals.rate_full(*full, now.monotonic)
         if (fault := core.sessions.refuse_metadata(len(submit.metadata))) is not None:
             return fault
         if submit.request_id in core.requests:
@@ -133,7 +139,7 @@ class HeldSessions:
 
     def asked(self, event: SessionAsked, now: Now, effects: list[Effect]) -> None:
         """Create a session for a holder, or refuse it."""
-        fault = self.refuse(event.submit)
+        fault = self.refuse(event.submit, event.holder, now)
         if fault is not None:
             effects.append(Answer(fault=fault))
             return

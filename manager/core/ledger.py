@@ -1,61 +1,601 @@
-"""The slots of each account: reserved before a call, given back after it, by the request that took them.
+"""The ledger: slots, requests, tokens and money of every account, reserved before a call and settled after it.
 
-Only concurrency is accounted here; rates and money join it in the same shape (reserve, settle, refund).
+    may it go? ──► reserve ──► answered ──► settle(used | failed | in doubt)
+                      └────────────────────► settle(unused): everything is given back
+
+A call is counted in each *scope* that limits it: its account, the account's model, the organisation whose key it is, its client,
+the whole supervisor. Each scope has slots, windows of a minute and of a day, and what refusals have taught it. All or nothing is
+reserved, in one step, by an owner with a name: a leak has one. Prices are per million tokens, so money is counted in millionths.
+
+What providers answer teaches a scope (`learning`): a refusal by concurrency cuts its limit, one by requests or tokens of a minute
+pauses it, one that only a person can mend stops it. A model that an account refuses has a scope of its own where the provider's limit
+is a model's.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-class Account:
-    """One provider key, the thing that the provider limits."""
+from callpool.manager.core.learning import Concurrency, History, Pause
+from callpool.manager.core.limits import OTHERS, AccountRules, ClientRules, LedgerRules, Limits, Price, Usage
+from callpool.manager.core.reckoning import Reckoning
+from callpool.manager.core.windows import DAY, DAY_GRAIN, MINUTE, NEVER, Entry, Window
 
-    __slots__ = ("closed", "holders", "limit", "name")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, KeysView
 
-    def __init__(self, name: str, limit: int) -> None:
+    from callpool.manager.core.faults import Fault
+    from callpool.manager.core.requests import Now, Request
+    from callpool.manager.core.retry import Target
+
+MICRO: Final = 1_000_000
+"""Money is counted in millionths, tokens times price per million: whole numbers that come back exactly."""
+MAX_MODELS: Final = 1_000
+"""Models of an account that are limited one by one; any name may be one where an account allows all."""
+
+Outcome = Literal["unused", "used", "failed", "doubt"]
+"""What came of a call: never reached the provider or was refused by a limit; answered; refused otherwise; nobody knows."""
+Moment = Literal["dispatch", "answer", "end"]
+"""What stamps an entry: our own sending, the first byte that comes back, the end of the call."""
+ScopeKind = Literal["account", "model", "organization", "client", "supervisor"]
+
+
+class Cost(NamedTuple):
+    """What a call will take, as far as that can be known before it."""
+
+    usage: Usage
+    tokens: int
+    micros: int
+    """Money, in millionths."""
+
+
+NO_COST: Final = Cost(Usage(), 0, 0)
+
+
+class Stop(NamedTuple):
+    """Why an account serves nothing until somebody does something."""
+
+    fault: Fault
+    until: float
+    """Monotonic seconds at which it goes on by itself; `NEVER` where only a person can mend it."""
+
+
+class _Measure:
+    """One window of a scope, and how calls count in it."""
+
+    __slots__ = ("moment", "name", "what", "window")
+
+    def __init__(
+        self, name: str, what: Literal["requests", "tokens", "money"], limit: int, moment: Moment, *, day: bool
+    ) -> None:
         self.name = name
-        self.limit = limit
-        self.holders: set[str] = set()
-        """Ids of the requests that hold a slot: owners, never a bare count, so a leak has a name."""
+        """As in the configuration."""
+        self.what = what
+        self.moment = moment
+        self.window = Window(limit, DAY, grain=DAY_GRAIN) if day else Window(limit, MINUTE)
+
+    @property
+    def is_of_a_day(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.name.endswith("_per_day")
+
+    def amount(self, cost: Cost) -> int:
+        """What a call of this cost takes; never more than there is at all, or it would wait for ever."""
+        if self.what == "requests":
+            return 1
+        wanted = cost.tokens if self.what == "tokens" else cost.micros
+        return wanted if self.is_of_a_day else min(wanted, self.window.limit)
+
+
+class Scope:
+    """One thing that is limited."""
+
+    __slots__ = (
+        "closed", "concurrency", "days", "history", "holders", "kind", "lagging", "measured", "minutes", "name",
+        "pause", "resumed", "stop", "waits_for",
+    )  # fmt: skip
+
+    def __init__(self, kind: ScopeKind, name: str, limits: Limits, *, charge: str = "actual") -> None:
+        self.kind = kind
+        self.name = name
+        self.concurrency = None if limits.concurrency is None else Concurrency(limits.concurrency)
+        self.holders: dict[str, int] = {}
+        """Ids of the requests that hold a slot, with the numbers of their calls: owners, never a bare count."""
+        self.lagging: deque[float] = deque()
+        """Monotonic seconds until which slots of calls count that we have ended: the provider may not know yet."""
+        own = kind in ("client", "supervisor")
+        arrival: Moment = "dispatch" if own else "answer"
+        self.minutes: list[_Measure] = []
+        if limits.requests_per_minute is not None:
+            self.minutes.append(
+                _Measure("requests_per_minute", "requests", limits.requests_per_minute, arrival, day=False)
+            )
+        if limits.tokens_per_minute is not None:
+            moment: Moment = "answer" if charge == "advance" else "end"
+            self.minutes.append(_Measure("tokens_per_minute", "tokens", limits.tokens_per_minute, moment, day=False))
+        self.days: list[_Measure] = []
+        if limits.tokens_per_day is not None:
+            self.days.append(_Measure("tokens_per_day", "tokens", limits.tokens_per_day, "end", day=True))
+        if limits.money_per_day is not None:
+            micros = math.floor(limits.money_per_day * MICRO)
+            self.days.append(_Measure("money_per_day", "money", micros, "end", day=True))
+        self.measured = any(measure.what != "requests" for measure in self.measures())
+        """Whether what a call costs matters here."""
+        self.pause = Pause()
+        self.stop: Stop | None = None
+        self.resumed = 0.0
+        """Monotonic seconds at which an operator resumed it last."""
+        self.history = History()
         self.closed: str | None = None
         """Why nothing is dispatched now although there are slots (its server is starting), or None."""
+        self.waits_for: Request | None = None
+        """Who goes next here as soon as its tokens fit: others must not use them up."""
+
+    @property
+    def active(self) -> int:
+        """Slots in use by requests."""
+        return len(self.holders)
+
+    @property
+    def limit(self) -> int:
+        """Calls at once that were configured; 0 where nothing limits them."""
+        return 0 if self.concurrency is None else self.concurrency.configured
+
+    def is_full(self, now: float) -> bool:
+        """Whether every slot is in use."""
+        if self.concurrency is None:
+            return False
+        lagging = self.lagging
+        while lagging and lagging[0] <= now:
+            lagging.popleft()
+        return len(self.holders) + len(lagging) >= self.concurrency.limit
+
+    def opens_at(self, now: Now) -> float:
+        """Monotonic seconds at which a call of any size may go: now or before, later, or `NEVER` where an end must come first."""
+        time = now.monotonic
+        if self.stop is not None and time < self.stop.until:
+            return self.stop.until
+        if self.closed is not None:
+            return NEVER
+        if self.pause.lasts(time):
+            return self.pause.until
+        learned = self.concurrency
+        if learned is not None and self.is_full(time):
+            if not learned.probe(time):
+                return min(self.lagging[0] if self.lagging else NEVER, learned.next_probe() or NEVER)
+            self.history.add("raised", "all in use and nothing refused", now, limit=learned.limit)
+        for measure in self.minutes:
+            if measure.what == "requests" and not measure.window.has_room(1, time):
+                return measure.window.room_at(1, time)
+        return time
+
+    def fits_at(self, cost: Cost, now: float) -> float:
+        """Monotonic seconds at which a call of this cost fits its windows, as `opens_at` says it."""
+        latest = now
+        for measures in (self.minutes, self.days):
+            for measure in measures:
+                amount = measure.amount(cost)
+                if not measure.window.has_room(amount, now):
+                    latest = max(latest, measure.window.room_at(amount, now))
+        return latest
+
+    def overdrawn(self, cost: Cost, now: float) -> tuple[_Measure, float] | None:
+        """The day's limit that this cost does not fit, whatever becomes of what is under way, and when it will; else None."""
+        for measure in self.days:
+            amount, window = measure.amount(cost), measure.window
+            if window.settled(now) + amount > window.limit:
+                return measure, window.room_at(amount, now)
+        return None
+
+    def measures(self) -> Iterator[_Measure]:
+        """All of its windows."""
+        yield from self.minutes
+        yield from self.days
+
+    def is_idle(self, now: float) -> bool:
+        """Whether nothing is remembered here."""
+        for measure in self.measures():
+            measure.window.forget(now)
+        return not self.holders and not any(measure.window.used for measure in self.measures())
+
+    def as_plain(self, now: float) -> dict[str, Any]:
+        """What `status` says of it."""
+        self.is_full(now)
+        found: dict[str, Any] = {
+            "kind": self.kind,
+            "name": self.name,
+            "active": self.active,
+            "lagging": len(self.lagging),
+            "limit": None if self.concurrency is None else self.concurrency.configured,
+            "effective_limit": None if self.concurrency is None else self.concurrency.limit,
+            "refused": 0 if self.concurrency is None else self.concurrency.refused,
+            "paused_seconds": max(0.0, self.pause.until - now),
+            "stopped": None if self.stop is None or now >= self.stop.until else self.stop.fault.message,
+            "windows": {},
+            "history": self.history.as_plain(),
+        }
+        for measure in self.measures():
+            measure.window.forget(now)
+            scale = MICRO if measure.what == "money" else 1
+            found["windows"][measure.name] = {
+                "limit": measure.window.limit / scale,
+                "used": measure.window.used / scale,
+                "reserved": measure.window.under_way / scale,
+            }
+        return found
+
+
+class Hold:
+    """What one call has reserved."""
+
+    __slots__ = ("cost", "dispatched", "entries", "lag", "number", "scopes", "target")
+
+    def __init__(
+        self, number: int, scopes: tuple[Scope, ...], target: Target | None, cost: Cost, dispatched: float, lag: float
+    ) -> None:
+        self.number = number
+        self.scopes = scopes
+        self.target = target
+        self.cost = cost
+        self.dispatched = dispatched
+        self.lag = lag
+        self.entries: list[tuple[_Measure, Entry]] = []
+
+
+class Account:
+    """One provider key: its scopes, and how it counts."""
+
+    __slots__ = ("counts", "models", "name", "organization", "rules", "scope")
+
+    def __init__(self, name: str, rules: AccountRules, organization: Scope | None) -> None:
+        self.name = name
+        self.rules = rules
+        charge = rules.counting.charge
+        self.scope = Scope("account", name, rules.limits, charge=charge)
+        self.organization = organization
+        self.models = {
+            model: Scope("model", f"{name}/{model}", limits, charge=charge) for model, limits in rules.models.items()
+        }
+        scopes = (self.scope, organization, *self.models.values())
+        self.counts = any(each.what != "requests" for scope in scopes if scope for each in scope.measures())
+        """Whether tokens or money of its calls matter."""
 
     @property
     def active(self) -> int:
         """Slots in use."""
-        return len(self.holders)
+        return self.scope.active
 
     @property
-    def has_slot(self) -> bool:
-        """Whether a call may start now."""
-        return self.closed is None and len(self.holders) < self.limit
+    def holders(self) -> KeysView[str]:
+        """Ids of the requests that hold a slot."""
+        return self.scope.holders.keys()
 
     @property
-    def is_full(self) -> bool:
-        """Whether every slot is in use."""
-        return len(self.holders) >= self.limit
+    def limit(self) -> int:
+        """Calls at once, as configured."""
+        return self.scope.limit
+
+    @property
+    def closed(self) -> str | None:
+        """Why nothing is dispatched now."""
+        return self.scope.closed
 
 
 class Ledger:
     """All accounts by name. A session may name a provider that is none of them: then there is nothing to reserve."""
 
-    def __init__(self, limits: dict[str, int]) -> None:
-        self.accounts = {name: Account(name, limit) for name, limit in limits.items()}
+    def __init__(self, rules: LedgerRules) -> None:
+        self.rules = rules
+        charges = {
+            name: "advance"
+            for name in rules.organizations
+            if any(a.organization == name and a.counting.charge == "advance" for a in rules.accounts.values())
+        }
+        self.organizations = {
+            name: Scope("organization", name, limits, charge=charges.get(name, "actual"))
+            for name, limits in rules.organizations.items()
+        }
+        self.accounts = {
+            name: Account(name, account, self.organizations.get(account.organization or ""))
+            for name, account in rules.accounts.items()
+        }
+        self.clients: dict[str, Scope] = {}
+        """Those with limits of their own that used something lately."""
+        self.supervisor: Scope | None = None
+        if rules.requests_per_minute is not None:
+            limits = Limits(requests_per_minute=rules.requests_per_minute)
+            self.supervisor = Scope("supervisor", "", limits)
+        self.reckoning = Reckoning()
+        self.holds: dict[str, Hold] = {}
+        """request_id → what its call has reserved."""
+        self._others = rules.clients.get(OTHERS, ClientRules())
+        self._limits_clients = any(_limits_something(each) for each in rules.clients.values())
+        self._counts = any((each.tokens_per_day, each.money_per_day) != (None, None) for each in rules.clients.values())
+        """Whether tokens or money of every call matter to some client."""
 
-    def has_slot(self, name: str) -> bool:
-        """Whether a call on this account may start now."""
-        return self.accounts[name].has_slot
+    # Looking.
 
-    def full_account(self, name: str) -> Account | None:
+    def weight_of(self, client: str) -> float:
+        """The share of a client, by its name."""
+        return self.rules.clients.get(client, self._others).weight
+
+    def scope_of_client(self, client: str) -> Scope | None:
+        """What limits a client besides its accounts, if anything does."""
+        if not self._limits_clients:
+            return None
+        found = self.clients.get(client)
+        if found is None:
+            rules = self.rules.clients.get(client, self._others)
+            if not _limits_something(rules):
+                return None
+            limits = Limits(
+                requests_per_minute=rules.requests_per_minute,
+                tokens_per_day=rules.tokens_per_day,
+                money_per_day=rules.money_per_day,
+            )
+            found = self.clients[client] = Scope("client", client, limits)
+        return found
+
+    def scope_of_model(self, target: Target) -> Scope | None:
+        """What limits this model of its account, if anything does."""
+        account = self.accounts.get(target.provider)
+        return None if account is None else account.models.get(target.model)
+
+    def full_account(self, name: str, now: float) -> Account | None:
         """The account, if there is one of this name and all its slots are in use."""
         account = self.accounts.get(name)
-        return account if account is not None and account.is_full else None
+        if account is None:
+            return None
+        organization = account.organization
+        full = account.scope.is_full(now) or (organization is not None and organization.is_full(now))
+        return account if full else None
 
-    def reserve(self, name: str, request_id: str) -> None:
-        """Take a slot, if there is such an account. The caller has checked that it has one."""
-        if name in self.accounts:
-            self.accounts[name].holders.add(request_id)
+    def cost(self, target: Target, usage: Usage, *, answers: bool = True) -> Cost:
+        """What a call will take, by this estimate and by what calls there took until now. `answers`: whether any text will come."""
+        account = self.accounts.get(target.provider)
+        if account is None or not (account.counts or self._counts):
+            return NO_COST
+        better = self.reckoning.expect(target, usage, answers=answers)
+        return Cost(better, better.prompt + better.answer, _micros(account.rules.prices.get(target.model), better))
 
-    def give_back(self, name: str, request_id: str) -> None:
-        """Return the slot of this request; one that holds none is a defect and raises KeyError."""
-        if name in self.accounts:
-            self.accounts[name].holders.remove(request_id)
+    def scopes(self, target: Target, client: str) -> tuple[Scope, ...]:
+        """All that limit a call there of this client, the account first."""
+        account = self.accounts.get(target.provider)
+        if account is None:
+            return ()
+        model, client_scope = account.models.get(target.model), self.scope_of_client(client)
+        if model is None and account.organization is None and client_scope is None and self.supervisor is None:
+            return (account.scope,)
+        found = (account.scope, model, account.organization, client_scope, self.supervisor)
+        return tuple(scope for scope in found if scope is not None)
+
+    def overdrawn(
+        self, target: Target, usage: Usage, client: str, now: float, *, answers: bool
+    ) -> tuple[Scope, str, float] | None:
+        """(scope, limit, monotonic seconds of room) of a day's limit that such a call cannot keep, or None."""
+        cost: Cost | None = None
+        for scope in self.scopes(target, client):
+            if not scope.days:
+                continue
+            if cost is None:
+                cost = self.cost(target, usage, answers=answers)
+            found = scope.overdrawn(cost, now)
+            if found is not None:
+                return scope, found[0].name, found[1]
+        return None
+
+    # A call.
+
+    def reserve(self, request_id: str, number: int, target: Target, client: str, cost: Cost, now: float) -> None:
+        """Take everything that the call needs. The caller has looked whether it is there. `number` is unique to the call."""
+        scopes = self.scopes(target, client)
+        if not scopes:
+            return
+        lag = self.accounts[target.provider].rules.counting.cancel_lag
+        hold = self.holds[request_id] = Hold(number, scopes, target, cost, now, lag)
+        for scope in scopes:
+            scope.holders[request_id] = number
+            if scope.waits_for is not None and scope.waits_for.request_id == request_id:
+                scope.waits_for = None
+            for measures in (scope.minutes, scope.days):
+                for measure in measures:
+                    entry = measure.window.reserve(measure.amount(cost))
+                    if measure.moment == "dispatch":
+                        measure.window.stamp(entry, now)
+                    else:
+                        hold.entries.append((measure, entry))
+
+    def take_slot(self, request_id: str, number: int, provider: str, client: str, now: float) -> None:
+        """Take a slot of an account, if there is such an account, for work that is no call of ours; it counts as a request."""
+        for scope in (self.scope_of_client(client), self.supervisor):
+            for measure in () if scope is None else scope.minutes:
+                measure.window.stamp(measure.window.reserve(1), now)
+        account = self.accounts.get(provider)
+        if account is None:
+            return
+        scopes = (account.scope,) if account.organization is None else (account.scope, account.organization)
+        self.holds[request_id] = Hold(number, scopes, None, NO_COST, 0.0, 0.0)
+        for scope in scopes:
+            scope.holders[request_id] = number
+
+    def full_rate(self, client: str, now: Now) -> tuple[Scope, float] | None:
+        """What keeps work that does not wait from beginning, the client's own rate or the supervisor's, and until when; or None."""
+        for scope in (self.scope_of_client(client), self.supervisor):
+            if scope is not None and scope.minutes and (at := scope.opens_at(now)) > now.monotonic:
+                return scope, at
+        return None
+
+    def expect(self, request_id: str, usage: Usage, now: float) -> None:
+        """The worker knows better what is sent."""
+        hold = self.holds.get(request_id)
+        if hold is None or hold.target is None:
+            return
+        cost = self.cost(hold.target, usage)
+        if cost == hold.cost:
+            return
+        hold.cost = cost
+        for measure, entry in hold.entries:
+            measure.window.correct(entry, measure.amount(cost), now)
+
+    def answered(self, request_id: str, now: float) -> None:
+        """Something of the answer has come: the request has arrived."""
+        hold = self.holds.get(request_id)
+        if hold is not None:
+            for measure, entry in hold.entries:
+                if measure.moment == "answer":
+                    measure.window.stamp(entry, now)
+
+    def settle(self, request_id: str, outcome: Outcome, usage: Usage | None, now: float, *, lag: bool = False) -> None:
+        """The call is over: give back its slot, and what it has not used. `lag`: the provider may not know yet that it is over."""
+        hold = self.holds.pop(request_id, None)
+        if hold is None:
+            return
+        until = now + hold.lag
+        for scope in hold.scopes:
+            del scope.holders[request_id]
+            if lag and hold.lag > 0.0 and scope.concurrency is not None:
+                scope.lagging.append(until)
+            if outcome == "used":
+                scope.pause.succeeded()
+        if hold.entries:
+            self._settle_entries(hold, outcome, usage, now)
+        if outcome == "used" and usage is not None and hold.target is not None:
+            self.reckoning.learn(hold.target, hold.cost.usage, usage)
+
+    def _settle_entries(self, hold: Hold, outcome: Outcome, usage: Usage | None, now: float) -> None:
+        target = hold.target
+        if outcome == "unused" or target is None:
+            for measure, entry in hold.entries:
+                measure.window.refund(entry)
+            return
+        rules = self.accounts[target.provider].rules
+        in_advance = rules.counting.charge == "advance"
+        used = hold.cost
+        if usage is not None:
+            used = Cost(usage, usage.prompt + usage.answer, _micros(rules.prices.get(target.model), usage))
+        elif outcome == "failed":
+            used = NO_COST
+        charged = used
+        if in_advance:  # whatever came, the limit of the answer was charged
+            prompt = used.usage.prompt if usage is not None else hold.cost.usage.prompt
+            charged = used._replace(tokens=prompt + hold.cost.usage.answer)
+        for measure, entry in hold.entries:
+            if measure.what != "requests":
+                what = charged if not measure.is_of_a_day else used
+                measure.window.correct(entry, measure.amount(what), now)
+            measure.window.stamp(entry, now)
+
+    # Clients that come and go.
+
+    def forget_idle(self, now: float) -> None:
+        """Forget what is known of clients that used nothing lately: names are many."""
+        for name in [name for name, scope in self.clients.items() if scope.is_idle(now)]:
+            del self.clients[name]
+
+    # What refusals teach.
+
+    def teacher(self, target: Target, limit: str | None) -> Scope | None:
+        """The scope that a refusal speaks of."""
+        account = self.accounts.get(target.provider)
+        if account is None:
+            return None
+        if limit == "concurrency" and account.rules.counting.concurrency_of == "model":
+            scope = account.models.get(target.model)
+            if scope is None and len(account.models) < MAX_MODELS:
+                most = Limits(concurrency=account.limit)
+                scope = Scope("model", f"{target.provider}/{target.model}", most, charge=account.rules.counting.charge)
+                account.models[target.model] = scope
+                scope.holders |= self._holders_of(target)
+            return scope or account.scope
+        return account.organization or account.scope
+
+    def _holders_of(self, target: Target) -> dict[str, int]:
+        found = {}
+        for request_id, hold in self.holds.items():
+            if hold.target == target:
+                found[request_id] = hold.number
+        return found
+
+    def refuse_concurrency(
+        self, request_id: str, target: Target, named: float | None, why: str, now: Now, draw: Callable[[], float]
+    ) -> None:
+        """The provider says that too many calls are out. Call it while the refused one still holds its slot."""
+        scope, hold = self.teacher(target, "concurrency"), self.holds.get(request_id)
+        if scope is None or hold is None or scope.concurrency is None:
+            return
+        others = [number for other, number in scope.holders.items() if other != request_id]
+        scope.is_full(now.monotonic)
+        learned = scope.concurrency
+        if learned.refuse(hold.number, others, len(scope.lagging), now.monotonic):
+            scope.history.add("cut", why, now, limit=learned.limit)
+        if not others and not scope.lagging:  # somebody else uses the account: no limit of ours would help
+            seconds = scope.pause.begin(named, hold.dispatched, now.monotonic, draw)
+            if seconds:
+                scope.history.add("paused", why, now, seconds=seconds)
+
+    def refuse_rate(
+        self, request_id: str, target: Target, named: float | None, why: str, now: Now, draw: Callable[[], float]
+    ) -> None:
+        """The provider says that a minute's requests or tokens are used up: one pause for everybody."""
+        scope, hold = self.teacher(target, None), self.holds.get(request_id)
+        if scope is None or hold is None:
+            return
+        seconds = scope.pause.begin(named, hold.dispatched, now.monotonic, draw)
+        if seconds:
+            scope.history.add("paused", why, now, seconds=seconds)
+
+    def stop(self, request_id: str, provider: str, fault: Fault, seconds: float | None, now: Now) -> bool:
+        """Serve nothing on this account any more, or for so many seconds; whether that is news.
+
+        What a call says that went out before an operator resumed the account is old.
+        """
+        scope, hold = self.accounts[provider].scope, self.holds.get(request_id)
+        if hold is None or hold.dispatched < scope.resumed:
+            return False
+        was = self.stopped(provider, now.monotonic) is not None
+        until = NEVER if seconds is None else now.monotonic + seconds
+        scope.stop = Stop(fault, until)
+        if not was:
+            scope.history.add("stopped", fault.message, now, seconds=seconds or 0.0)
+        return not was
+
+    def resume(self, provider: str, now: Now) -> bool:
+        """An operator has mended it: forget stop, pauses and what refusals taught; whether there was anything to forget."""
+        account = self.accounts[provider]
+        found = False
+        for scope in filter(None, (account.scope, account.organization, *account.models.values())):
+            stopped = scope.stop is not None and now.monotonic < scope.stop.until
+            cut = scope.concurrency is not None and scope.concurrency.is_cut
+            if stopped or cut or scope.pause.lasts(now.monotonic):
+                found = True
+                scope.history.add("resumed", "by the operator", now, limit=scope.limit or None)
+            scope.stop, scope.resumed = None, now.monotonic
+            scope.pause.end()
+            if scope.concurrency is not None:
+                scope.concurrency.restore()
+        return found
+
+    def stopped(self, provider: str, now: float) -> Stop | None:
+        """Why an account serves nothing, if it is so; its end by itself is noted here."""
+        account = self.accounts.get(provider)
+        if account is None or account.scope.stop is None:
+            return None
+        if now >= account.scope.stop.until:
+            account.scope.stop = None
+            return None
+        return account.scope.stop
+
+
+def _limits_something(rules: ClientRules) -> bool:
+    return (rules.requests_per_minute, rules.tokens_per_day, rules.money_per_day) != (None, None, None)
+
+
+def _micros(price: Price | None, usage: Usage) -> int:
+    """Money for these tokens, in millionths, rounded up."""
+    if price is None:
+        return 0
+    cached = min(usage.cached, usage.prompt)
+    cached_price = price.input if price.cached_input is None else price.cached_input
+    return math.ceil((usage.prompt - cached) * price.input + cached * cached_price + usage.answer * price.output)

@@ -27,9 +27,11 @@ from callpool.manager.core.attempts import Attempts
 from callpool.manager.core.catalogue import MAX_MODEL_NAME, REQUEST_ID
 from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.deadlines import Deadlines
+from callpool.manager.core.dispatching import Dispatching
 from callpool.manager.core.draining import Draining
 from callpool.manager.core.events import (
     AccountClosed,
+    AccountResumed,
     Answer,
     CancelAsked,
     ClientGone,
@@ -64,7 +66,6 @@ from callpool.manager.core.messages import (
     CancelCall,
     Chunk,
     Continues,
-    Dispatch,
     Done,
     Finished,
     Grant,
@@ -74,10 +75,11 @@ from callpool.manager.core.messages import (
 )
 from callpool.manager.core.places import Places
 from callpool.manager.core.requests import Kind, Now, Phase, Record, Request
-from callpool.manager.core.retry import RetryRules, Target
+from callpool.manager.core.retry import RetryRules
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import Outcome, SessionTable
 from callpool.manager.core.states import ACTIVE, Move, State, advance
+from callpool.manager.core.teaching import Teaching, outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,10 +90,8 @@ if TYPE_CHECKING:
     from callpool.manager.core.lifecycle import Lifecycle
     from callpool.manager.core.messages import Submit
 
-TIMEOUT_GRACE = 1.0
-"""Seconds that the core's own deadline lies behind the worker's, so that the worker's exact one normally wins."""
 LEASE_TICK = 0.02
-"""Seconds by which the end of a function or the clean-up of a held session may come late: nothing else guards these."""
+"""Seconds by which the end of a function, of a wait in the queue or of a held session may come late: nothing else guards these."""
 END_GRACE = 3.0
 """Seconds to wait for a worker's acknowledgement of a cancel before the slot is taken back without it."""
 MAX_LOST_ATTEMPTS = 3
@@ -160,12 +160,16 @@ class Core:
         self.deadlines = Deadlines()
         self.leases = Deadlines(LEASE_TICK)
         """When held sessions are cleaned up, and when functions have to end."""
+        self.waits = Deadlines(LEASE_TICK)
+        """When requests have waited in the queue for long enough."""
         self.held = HeldSessions(self, cleanup_interval=cleanup_interval)
         self.functions = Functions(self)
         self.draining = self.draining_class(self)
         self.attempts = Attempts(
             self, rules=retry_rules, own_rules=own_retry_rules or {}, circuit_rules=circuit_rules, draw=draw
         )
+        self.teaching = Teaching(self, draw)
+        self.dispatching = Dispatching(self)
         self._sequence = 0
         self._dispatches = 0
         self._handlers: dict[type[Event], Handler] = {
@@ -185,6 +189,7 @@ class Core:
             WorkerUp: self._worker_up,
             WorkerDown: self._worker_down,
             AccountClosed: self._account_closed,
+            AccountResumed: self.teaching.resumed,
             DrainAsked: self.draining.asked,
             CutAsked: self.draining.cut_asked,
             Tick: self.tick,
@@ -199,7 +204,7 @@ class Core:
         effects: list[Effect] = []
         for event in events:
             self._handlers[type(event)](event, now, effects)
-        self._pump(now, effects)
+        self.dispatching.pump(now, effects)
         if self.drain is not None:
             self.draining.finish(now, effects)
         return effects
@@ -207,7 +212,12 @@ class Core:
     def next_deadline(self) -> float | None:
         """Monotonic seconds at which a `Tick` is due, or None."""
         due = self.deadlines.next()
-        for other in (self.leases.next(), self.attempts.next_due()):
+        for other in (
+            self.leases.next(),
+            self.waits.next(),
+            self.attempts.next_due(),
+            self.dispatching.next_due(),
+        ):
             if other is not None and (due is None or other < due):
                 due = other
         drain_due = self.drain.next_due() if self.drain is not None else None
@@ -224,11 +234,11 @@ class Core:
         submit = event.submit
         size = len(submit.payload) + len(submit.metadata)
         promised = not submit.acknowledge and size <= PLACE_BYTES and self.places.use(event.client)
-        fault = self._refuse(event, promised=promised)
+        fault = self._refuse(event, now, promised=promised)
         if fault is not None:
             effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
             return
-        request = self.receive(event.client, submit, event.session_id, Kind.CALL, now)
+        request = self.receive(event.client, submit, event.session_id, Kind.CALL, now, event.name)
         request.timeouts = self.catalogue.timeouts_for(submit)
         request.route = self.attempts.route_for(submit)
         advance(request, Move.ENQUEUE)
@@ -236,14 +246,17 @@ class Core:
         self.attempts.redirect(request, now)
         self.attempts.wait(request, now)
         if submit.acknowledge:
-            effects.append(ToClient(event.client, Accepted(request.request_id, self.scheduler.position(request))))
+            position = self.dispatching.position(request)
+            wait = self.dispatching.predicted_wait(request, position, now)
+            effects.append(ToClient(event.client, Accepted(request.request_id, position, wait)))
         self._grant(event.client, effects)
 
-    def receive(self, client: str, submit: Submit, session_id: str, kind: Kind, now: Now) -> Request:
+    def receive(self, client: str, submit: Submit, session_id: str, kind: Kind, now: Now, name: str = "") -> Request:
         """Take a request in. From here on it lives, until `end`."""
         self._sequence += 1
         timeout = self.catalogue.timeout_for(submit)
-        request = Request(client, submit, session_id, self._sequence, timeout, kind)
+        request = Request(client, submit, session_id, self._sequence, timeout, kind, name)
+        request.since = now.monotonic
         self.requests[request.request_id] = request
         self.by_client.setdefault(client, set()).add(request.request_id)
         self.mark(request, Phase.RECEIVED, now)
@@ -256,8 +269,13 @@ class Core:
         request.tries += 1
 
     def take_session(self, request: Request, now: Now) -> None:
-        """Open the request's session, with a slot of its account where it has one. There is room: somebody has looked."""
-        self.ledger.reserve(request.provider, request.request_id)
+        """Open the session of what is no call, with a slot of its account where it has one. There is room: somebody has looked."""
+        number = request.attempt or -request.sequence
+        self.ledger.take_slot(request.request_id, number, request.provider, request.name, now.monotonic)
+        self.open_session(request, now)
+
+    def open_session(self, request: Request, now: Now) -> None:
+        """Open the request's session: there is room, and whatever else it needs it has."""
         request.session = self.sessions.open(
             request.session_id,
             request.request_id,
@@ -273,7 +291,7 @@ class Core:
         if more:
             effects.append(ToClient(client, Grant(more)))
 
-    def _refuse(self, event: Submitted, *, promised: bool) -> Fault | None:
+    def _refuse(self, event: Submitted, now: Now, *, promised: bool) -> Fault | None:
         if self.drain is not None:
             return refusals.draining()
         if (fault := self.catalogue.refuse(event.submit)) is not None:
@@ -283,8 +301,10 @@ class Core:
         if (fault := self.sessions.refuse_metadata(len(event.submit.metadata))) is not None:
             return fault
         if not promised and not self._has_queue_room(len(event.submit.payload) + len(event.submit.metadata)):
-            return refusals.queue_full(self.scheduler, self.places.total)
-        return None
+            provider = event.submit.provider
+            wait = self.dispatching.wait_at(provider, self.scheduler.count(provider), now)
+            return refusals.queue_full(self.scheduler, self.places.total, wait)
+        return self.attempts.refuse(event.submit, event.name or event.client, now)
 
     def _has_queue_room(self, size: int) -> bool:
         places = self.places
@@ -295,61 +315,6 @@ class Core:
         advance(request, Move.REQUEUE)
         self.mark(request, phase, now)
 
-    # Dispatching.
-
-    def _pump(self, now: Now, effects: list[Effect]) -> None:
-        """Move requests from the queue to workers while pool, account and workers have room."""
-        if not len(self.scheduler):
-            return
-        circuits, has_slot, time = self.attempts.circuits, self.ledger.has_slot, now.monotonic
-
-        def is_shut(target: Target) -> bool:
-            return circuits.any_open and circuits.is_shut(target, time)
-
-        while self.by_worker and self.sessions.has_room and len(self.scheduler):
-            request = self.scheduler.next_for(has_slot, is_shut)
-            if request is None:
-                return
-            if self.attempts.is_overdue(request, now):
-                self.end(request, refusals.timed_out(request), now, effects)
-            else:
-                self._dispatch(request, now, effects)
-
-    def _dispatch(self, request: Request, now: Now, effects: list[Effect]) -> None:
-        worker, load = -1, -1
-        for number, held in self.by_worker.items():  # the least loaded
-            if load < 0 or len(held) < load:
-                worker, load = number, len(held)
-        advance(request, Move.ALLOCATE)
-        self.number_attempt(request)
-        request.worker = worker
-        self.by_worker[worker].add(request.request_id)
-        self.mark(request, Phase.DEQUEUED, now)
-        if request.session is None:
-            self.sessions.queue_waits.add(now.monotonic - request.phases[0][1].monotonic)
-            self.take_session(request, now)
-        else:
-            self.ledger.reserve(request.provider, request.request_id)
-            self.sessions.resume(request.session)
-            self.mark(request, Phase.SESSION_ALLOCATED, now)
-        left = self.attempts.dispatched(request, now)
-        self.deadlines.set(request.request_id, now.monotonic + left + TIMEOUT_GRACE)
-        timeouts = request.timeouts
-        order = Dispatch(
-            request.request_id,
-            request.attempt,
-            request.provider,
-            request.model,
-            left,
-            request.stream,
-            request.payload,
-            timeouts.first_token if timeouts else None,
-            timeouts.idle if timeouts else None,
-            request.operation,
-            request.route.parts if request.route else 0,
-        )
-        effects.append(ToWorker(worker, order))
-
     # What workers report.
 
     def _reported(self, event: Reported, now: Now, effects: list[Effect]) -> None:
@@ -359,6 +324,9 @@ class Core:
             return  # a late word of an attempt that is over: fenced off
         if type(report) is Started:
             self._start(request, now)
+            if report.tokens is not None:
+                request.tokens = report.tokens
+                self.ledger.expect(request.request_id, report.tokens, now.monotonic)
         elif type(report) is Finished:
             self._finish(request, report, now, effects)
         elif type(report) is Piece:
@@ -366,6 +334,7 @@ class Core:
             if request.phases[-1][0] is Phase.PROVIDER_CALL_START:
                 self.mark(request, Phase.FIRST_TOKEN, now)
                 self.attempts.brings(request, now)
+                self.ledger.answered(request.request_id, now.monotonic)
             effects.append(ToClient(request.client, Chunk(request.request_id, report.body)))
         elif type(report) is Continues:
             self._continue(request, report, now, effects)
@@ -390,6 +359,9 @@ class Core:
             fault = self._acknowledged(request, request.ending, now)
         if fault is None and request.state is State.ALLOCATED:
             self._start(request, now)  # an answer that needed no provider
+        if request.kind is Kind.CALL:
+            request.outcome = outcome_of(fault, began=request.state is State.PROCESSING)
+            request.usage = report.usage
         if request.state is State.PROCESSING:
             self.mark(request, Phase.PROVIDER_CALL_END, now)
         if request.kind is Kind.CALL and self.attempts.goes_on(request, fault, now, effects):
@@ -403,6 +375,7 @@ class Core:
             return  # a function has one process and one answer
         self._start(request, now)
         self.mark(request, Phase.PROVIDER_CALL_END, now)
+        request.outcome, request.usage = "used", report.usage
         if request.ending is not None:
             self.end(request, request.ending, now, effects)  # it is to end, and its call has
         else:
@@ -437,7 +410,7 @@ class Core:
         move, outcome, phase = _OUTCOME_OF[state]
         if request.state is State.QUEUED:
             self.scheduler.remove(request.request_id)
-        self.give_back(request)
+        self.give_back(request, now)
         if request.kind is Kind.FUNCTION and request.state is State.ALLOCATED:
             self.functions.left_before_start(request)
         advance(request, move)
@@ -473,16 +446,26 @@ class Core:
             request.route.fallbacks.clear()
         self.lifecycle.add_ended(request, now, None if fault is None else refusals.without_text(fault))
 
-    def give_back(self, request: Request) -> None:
-        """Take back worker and slot, if the request holds them; its session is the caller's business."""
+    def give_back(self, request: Request, now: Now) -> None:
+        """Take back worker, slot and reservations, if the request holds them; its session is the caller's business."""
         self.deadlines.clear(request.request_id)
         self.leases.clear(request.request_id)
+        self.waits.clear(request.request_id)
         self.attempts.rests.clear(request.request_id)
         if request.state not in ACTIVE:
             return
-        if request.kind is Kind.CALL:
+        outcome = request.outcome
+        if request.kind is not Kind.CALL:
+            outcome = "used"
+        else:
             self.attempts.leave(request)
-        self.ledger.give_back(request.provider, request.request_id)
+            if outcome is None:  # nobody has said what came of it
+                outcome = "doubt" if request.state is State.PROCESSING else "unused"
+        usage = request.usage if request.outcome is not None else None
+        self.ledger.settle(request.request_id, outcome, usage, now.monotonic, lag=outcome == "doubt")
+        request.outcome = None
+        if self.scheduler.any_held:
+            self.scheduler.let_go(request.name)
         if request.worker in self.by_worker:
             self.by_worker[request.worker].discard(request.request_id)
 
@@ -547,7 +530,7 @@ class Core:
             self.attempts.never_began(request, now, f"worker {event.worker} {event.reason} before the call began")
 
     def _account_closed(self, event: AccountClosed, _now: Now, _effects: list[Effect]) -> None:
-        self.ledger.accounts[event.account].closed = event.reason
+        self.ledger.accounts[event.account].scope.closed = event.reason
 
     # Time.
 
@@ -561,6 +544,8 @@ class Core:
                 self.end(request, refusals.unacknowledged(request), now, effects)
             else:
                 self.order_end(request, refusals.timed_out(request), now, effects)
+        for request_id in self.waits.pop_due(now.monotonic):
+            self.attempts.end_wait(self.requests[request_id], now, effects)
         for request_id in self.leases.pop_due(now.monotonic):
             request = self.requests[request_id]
             if request.kind is Kind.HELD:

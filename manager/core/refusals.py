@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,6 +12,7 @@ from callpool.manager.core.retry import MAX_PARTS
 from callpool.manager.core.states import State
 
 if TYPE_CHECKING:
+    from callpool.manager.core.ledger import Scope, Stop
     from callpool.manager.core.requests import Request
     from callpool.manager.core.retry import Target
     from callpool.manager.core.scheduler import Scheduler
@@ -38,7 +40,9 @@ def duplicate(request_id: str) -> Fault:
     )
 
 
-def capacity_full(limit: int, active: int, account: str | None = None) -> Fault:
+def capacity_full(
+    limit: int, active: int, account: str | None = None, *, waiting: int = 0, wait: float | None = None
+) -> Fault:
     """No session is free, in the pool or on the account. The specification fixes the text."""
     where = "" if account is None else f" on account {account!r}"
     raise_what = "max_concurrent_sessions" if account is None else f"concurrency of provider {account!r}"
@@ -46,7 +50,8 @@ def capacity_full(limit: int, active: int, account: str | None = None) -> Fault:
         code="capacity_full",
         message=f"Maximum concurrent sessions reached (limit {limit}, active {active}){where}",
         hint=f"wait, release a session, or raise {raise_what}; `submit` waits by itself",
-        details={"limit": limit, "active": active} | ({} if account is None else {"account": account}),
+        details={"limit": limit, "active": active, "waiting": waiting, "predicted_wait": wait}
+        | ({} if account is None else {"account": account}),
     )
 
 
@@ -129,15 +134,86 @@ def functions_full(waiting: int, size: int, limit: int) -> Fault:
     )
 
 
-def queue_full(scheduler: Scheduler, promised: int) -> Fault:
-    """No place in the queue."""
+def queue_full(scheduler: Scheduler, promised: int, wait: float | None) -> Fault:
+    """No place in the queue. `wait`: seconds that who comes last now will probably wait."""
     waiting, limit = len(scheduler), scheduler.max_requests
     return Fault(
         code="queue_full",
         message=f"The queue is full: {waiting} requests wait and {promised} places are promised to clients "
         f"(limit {limit} requests; {scheduler.queued_bytes} of {scheduler.max_bytes} bytes)",
         hint="submit later, or raise max_queued_requests",
-        details={"waiting": waiting, "promised": promised, "limit": limit, "queued_bytes": scheduler.queued_bytes},
+        details={
+            "waiting": waiting,
+            "promised": promised,
+            "limit": limit,
+            "queued_bytes": scheduler.queued_bytes,
+            "predicted_wait": wait,
+        },
+    )
+
+
+def account_stopped(provider: str, stop: Stop, now: float) -> Fault:
+    """The provider refuses the whole account."""
+    seconds = stop.until - now
+    known = seconds < math.inf
+    when = f"it goes on in {seconds:.0f} s" if known else "nothing is sent to it until it is resumed"
+    details: dict[str, Detail] = {
+        "provider": provider, "cause": stop.fault.code, "retryable": known, "scope": "account", "in_doubt": False,
+        "retry_after": seconds if known else None,
+    }  # fmt: skip
+    return Fault(
+        code="account_stopped",
+        message=f"account {provider!r} is stopped, {when}: {stop.fault.message}",
+        hint=None if known else f"{stop.fault.hint or 'mend the account'}; then: callpool account resume {provider}",
+        details=details,
+    )
+
+
+def used_up(scope: Scope, limit: str, at: float, now: float) -> Fault:
+    """A day's limit has no room for this request. `at`: monotonic seconds when it will have."""
+    facts = scope.as_plain(now)["windows"][limit]
+    seconds = at - now
+    whose = {"client": "client", "organization": "organisation"}.get(scope.kind, scope.kind)
+    later = f"; there will be room in {seconds:.0f} s" if seconds < math.inf else ""
+    return Fault(
+        code="budget_exhausted",
+        message=f"{limit} of {whose} {scope.name!r} is used up: {facts['used']:g} of {facts['limit']:g}{later}",
+        hint=f"submit later, ask for a shorter answer, or raise {limit}",
+        details={
+            "limit": facts["limit"],
+            "used": facts["used"],
+            "which": limit,
+            "of": scope.kind,
+            "name": scope.name,
+            "retry_after": seconds if seconds < math.inf else None,
+        },
+    )
+
+
+def rate_full(scope: Scope, at: float, now: float) -> Fault:
+    """A minute's requests are used up, and the caller does not wait."""
+    whose = "the supervisor" if scope.kind == "supervisor" else f"client {scope.name!r}"
+    limit = next(measure.window.limit for measure in scope.minutes)
+    return Fault(
+        code="capacity_full",
+        message=f"max_requests_per_minute of {whose} reached (limit {limit})",
+        hint="wait; `submit` waits by itself",
+        details={"limit": limit, "retry_after": max(0.0, at - now)},
+    )
+
+
+def waited_too_long(request: Request, position: int, wait: float | None) -> Fault:
+    """Its time in the queue is over."""
+    seconds = request.queue_timeout or 0.0
+    more = "" if wait is None else f", and probably for {wait:.1f} s more"
+    details: dict[str, Detail] = {
+        "seconds": seconds, "which": "queue", "position": position, "predicted_wait": wait, "sent": False,
+    }  # fmt: skip
+    return Fault(
+        code="timeout",
+        message=f"it waited in the queue for {seconds:g} s, with {position} requests before it{more}",
+        hint="wait longer (queue_timeout), use a higher priority, or raise the limits of the account",
+        details=details,
     )
 
 

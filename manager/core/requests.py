@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from callpool.manager.core.ledger import NO_COST, Outcome
+from callpool.manager.core.limits import PRIORITIES, Usage
 from callpool.manager.core.retry import Attempt, Target
 from callpool.manager.core.states import State, Word
 
@@ -61,8 +63,10 @@ class Request:
     """A live request. Owned by the machine; `state` is changed by `states.advance` alone."""
 
     __slots__ = (
+        "affinity",
         "attempt",
         "client",
+        "cost",
         "ending",
         "ending_since",
         "holder",
@@ -70,11 +74,16 @@ class Request:
         "metadata",
         "metadata_bytes",
         "model",
+        "name",
         "operation",
+        "outcome",
         "payload",
         "payload_bytes",
         "phases",
+        "priority",
         "provider",
+        "queue_timeout",
+        "rank",
         "released",
         "request_id",
         "result",
@@ -82,12 +91,15 @@ class Request:
         "sequence",
         "session",
         "session_id",
+        "since",
         "state",
         "stream",
         "target",
         "timeout",
         "timeouts",
+        "tokens",
         "tries",
+        "usage",
         "worker",
     )
 
@@ -99,9 +111,12 @@ class Request:
         sequence: int,
         timeout: float,
         kind: Kind = Kind.CALL,
+        name: str = "",
     ) -> None:
         self.request_id = submit.request_id
         self.client = client
+        self.name = name or client
+        """Whose share, rates and budgets it counts against."""
         self.provider = submit.provider
         self.model = submit.model
         self.target = Target(submit.provider, submit.model)
@@ -125,6 +140,21 @@ class Request:
         self.session_id = session_id
         self.sequence = sequence
         """Order of arrival: its place in the queue, kept when it has to wait again."""
+        self.since = 0.0
+        """Monotonic seconds since when it waits: from its arrival on, however often it has to wait again."""
+        self.priority = submit.priority
+        self.rank = PRIORITIES.index(submit.priority)
+        self.affinity = submit.affinity
+        self.queue_timeout = submit.queue_timeout
+        """Seconds for which it waits for its first call at most."""
+        self.tokens = submit.tokens
+        """What its next call will use, as far as its client, or its last worker, can say."""
+        self.cost = NO_COST
+        """The same, as its account reckons."""
+        self.outcome: Outcome | None = None
+        """What came of its present call, where a report has said it."""
+        self.usage: Usage | None = None
+        """Tokens of its present call, where its provider has told them."""
         self.state = State.RECEIVED
         self.attempt = 0
         """The number of its last dispatch, unique in the supervisor's life: a fencing token, also against an older request
@@ -165,6 +195,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout: float | None = None
     attempts: list[Attempt] = []
     """The calls before the last one, where there were any."""
+    name: str = ""
+    """Whose share, rates and budgets it counts against."""
+    priority: str = "normal"
+    prompt_tokens: int = 0
+    """As estimated, or told by the provider of the last call."""
+    answer_tokens: int = 0
 
     @classmethod
     def of(cls, request: Request, now: Now, fault: Fault | None = None) -> Record:
@@ -190,6 +226,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             first_token_timeout=timeouts.first_token if timeouts else None,
             idle_timeout=timeouts.idle if timeouts else None,
             attempts=list(request.route.tried) if request.route else [],
+            name=request.name,
+            priority=request.priority,
+            prompt_tokens=(request.usage or request.tokens).prompt,
+            answer_tokens=(request.usage or request.tokens).answer,
         )
 
 

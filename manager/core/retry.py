@@ -88,6 +88,8 @@ class Route:
         "out_of_budget",
         "partial",
         "parts",
+        "refusals",
+        "remaining",
         "since",
         "tried",
         "tries_here",
@@ -113,6 +115,10 @@ class Route:
         """Calls on the present target."""
         self.deadline: float | None = None
         """Monotonic seconds at which all of it is over, from the first dispatch on."""
+        self.remaining: float | None = None
+        """Seconds that were left for its calls when it was told to wait; None where it never was."""
+        self.refusals = 0
+        """Calls that a limit refused: its provider never worked on them."""
         self.dispatched_at = 0.0
         self.since = 0.0
         """Monotonic seconds since when it waits for its present target."""

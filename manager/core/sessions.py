@@ -109,12 +109,15 @@ class SessionTable:
             details={"size": size, "limit": self.max_metadata_bytes},
         )
 
-    def refuse_capacity(self) -> Fault | None:
-        """The fault if no lease is free, counted; else None. For callers that do not wait."""
+    def refuse_capacity(self, waiting: int = 0, wait: float | None = None) -> Fault | None:
+        """The fault if no lease is free, counted; else None. For callers that do not wait.
+
+        `waiting` and `wait`: how many do, and for how many seconds they probably will.
+        """
         if self.has_room:
             return None
         self.rejected_capacity += 1
-        return capacity_full(self.max_concurrent, self.active)
+        return capacity_full(self.max_concurrent, self.active, waiting=waiting, wait=wait)
 
     def open(
         self, session_id: str, request_id: str, provider: str, model: str, metadata_bytes: int, now: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from hypothesis import settings
 
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry, Timeouts
@@ -12,6 +13,7 @@ from callpool.manager.core.events import Effect, Event, Reported, Submitted, ToC
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.lifecycle import Lifecycle
+from callpool.manager.core.limits import AccountRules, LedgerRules, Limits
 from callpool.manager.core.machine import Core
 from callpool.manager.core.messages import ClientEvent, Finished, Started, Submit, WorkerOrder
 from callpool.manager.core.requests import Now
@@ -47,6 +49,7 @@ def make_core(
     own_retry_rules: Mapping[str, RetryRules] | None = None,
     circuit_rules: CircuitRules | None = None,
     timeouts: Mapping[str, Timeouts] | None = None,
+    rules: LedgerRules | None = None,
 ) -> Core:
     """A core with one model `m` on every account, and an account `keyless` that cannot serve. Chance is always a half.
 
@@ -64,11 +67,14 @@ def make_core(
     entries["keyless"] = ProviderEntry(
         timeouts=Timeouts(TIMEOUT), limit=1, models={"m": Timeouts(TIMEOUT)}, refusal=MISSING_KEY
     )
+    given = rules or LedgerRules()
+    bare = {name: AccountRules(limits=Limits(concurrency=limit)) for name, limit in {**limits, "keyless": 1}.items()}
+    books = ledger(msgspec.structs.replace(given, accounts={**bare, **given.accounts}))
     return core(
         catalogue=Catalogue(providers=entries, max_metadata_size=max_metadata, max_payload_size=max_payload),
         sessions=sessions(max_concurrent=pool, max_metadata_bytes=max_metadata),
-        ledger=ledger({**limits, "keyless": 1}),
-        scheduler=scheduler(max_requests=max_requests, max_bytes=max_bytes),
+        ledger=books,
+        scheduler=scheduler(max_requests=max_requests, max_bytes=max_bytes, weight_of=books.weight_of),
         lifecycle=Lifecycle(max_requests=history),
         retry_rules=retry_rules or RetryRules(),
         own_retry_rules=own_retry_rules,

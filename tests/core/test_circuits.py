@@ -148,7 +148,7 @@ class TestCircuits:
         rules = msgspec.structs.replace(self.RULES, first_pause=20.0, longest_pause=20.0)
         b = bench(circuit_rules=rules, retry_rules=RetryRules(attempts=9), pool=10)
         b.submit("r", timeout=1000.0)
-        fail(b, fault("rate_limited", scope="account", retry_after=8.0), "r")
+        fail(b, fault(scope="request", retry_after=8.0), "r")
         b.time += 7.0
         for name in ("x", "y"):
             b.submit(name, max_attempts=1)

@@ -22,7 +22,8 @@ from callpool.manager.core.events import (
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
-from callpool.manager.core.machine import END_GRACE, MAX_LOST_ATTEMPTS, TIMEOUT_GRACE, state_of
+from callpool.manager.core.dispatching import TIMEOUT_GRACE
+from callpool.manager.core.machine import END_GRACE, MAX_LOST_ATTEMPTS, state_of
 from callpool.manager.core.messages import (
     Accepted,
     CancelCall,
@@ -64,7 +65,7 @@ def refused(effects: list[Effect]) -> Fault:
 def test_the_life_of_a_request() -> None:
     b = bench()
     effects = b.submit("r1", payload=b"{1}")
-    assert to_clients(effects) == [Accepted("r1", 0)]
+    assert to_clients(effects) == [Accepted("r1", 0, 0.0)]
     assert to_workers(effects) == [Dispatch("r1", 1, "a", "m", TIMEOUT, stream=False, payload=b"{1}")]
     assert b.state("r1") == "allocated"
     b.time += 1.0
@@ -392,7 +393,7 @@ def test_an_active_id_is_refused_and_an_ended_one_is_free() -> None:
     b.submit("r1")
     assert refused(b.submit("r1", client="another")).code == "duplicate_request"
     b.finish("r1")
-    assert to_clients(b.submit("r1")) == [Accepted("r1", 0)]
+    assert to_clients(b.submit("r1")) == [Accepted("r1", 0, 0.0)]
 
 
 def test_without_acknowledgement_only_a_refusal_is_answered() -> None:

@@ -74,7 +74,7 @@ class TestRetries:
     def test_what_the_provider_names_is_the_least_pause(self) -> None:
         b = bench()
         b.submit("r")
-        fail(b, fault("rate_limited", scope="account", retry_after=3.0))
+        fail(b, fault("provider_overloaded", retry_after=3.0))
         at = b.time
         wake(b)
         assert 3.0 + 0.25 <= b.time - at <= 3.3
@@ -82,7 +82,7 @@ class TestRetries:
     def test_a_time_that_has_passed_is_no_pause(self) -> None:
         b = bench(retry_rules=RetryRules(first_wait=0.0))
         b.submit("r")
-        assert len(orders(fail(b, fault("rate_limited", scope="account", retry_after=-5.0)))) == 1
+        assert len(orders(fail(b, fault("provider_overloaded", retry_after=-5.0)))) == 1
         assert record(b).attempts[0].wait == 0.0
 
     def test_what_was_said_is_kept_up_to_a_length(self) -> None:
@@ -114,9 +114,9 @@ class TestRetries:
     def test_a_pause_that_the_deadline_has_no_room_for_is_not_begun(self) -> None:
         b = bench()
         b.submit("r")
-        [end] = ends(fail(b, fault("rate_limited", scope="account", retry_after=TIMEOUT)))
+        [end] = ends(fail(b, fault("provider_overloaded", retry_after=TIMEOUT)))
         assert end.fault is not None
-        assert end.fault.code == "rate_limited"
+        assert end.fault.code == "provider_overloaded"
 
     def test_a_request_may_ask_for_fewer_or_more_calls(self) -> None:
         b = bench()

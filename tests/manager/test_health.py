@@ -230,9 +230,9 @@ def test_each_wrong_book_is_found(fault: str) -> None:
     elif fault == "bytes":
         core.sessions.metadata_bytes += 1
     elif fault == "slot":
-        core.ledger.accounts["a"].holders.clear()
+        core.ledger.accounts["a"].scope.holders.clear()
     else:
-        core.ledger.accounts["a"].holders.add("gone")
+        core.ledger.accounts["a"].scope.holders["gone"] = 0
     facts = survey(bench)
     assert not agrees(facts)
     assert judge(msgspec.structs.replace(FACTS, pool=facts)).state == "unhealthy"

@@ -1,0 +1,78 @@
+"""How long a request will wait: its position, over the rate at which its account has served calls lately."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from callpool.manager.core.limits import Usage
+
+if TYPE_CHECKING:
+    from callpool.manager.core.ledger import Account
+
+NEWEST: Final = 0.1
+"""Weight of the newest call in the means."""
+
+
+class _Served:
+    __slots__ = ("seconds", "tokens")
+
+    def __init__(self, seconds: float, tokens: float) -> None:
+        self.seconds = seconds
+        self.tokens = tokens
+
+
+class Forecast:
+    """What calls on each account took lately."""
+
+    def __init__(self) -> None:
+        self._served: dict[str, _Served] = {}
+
+    def add(self, account: str, seconds: float, usage: Usage | None) -> None:
+        """A call was served, from its dispatch to its end."""
+        tokens = 0 if usage is None else usage.prompt + usage.answer
+        served = self._served.get(account)
+        if served is None:
+            self._served[account] = _Served(seconds, tokens)
+            return
+        served.seconds += NEWEST * (seconds - served.seconds)
+        served.tokens += NEWEST * (tokens - served.tokens)
+
+    def rate(self, account: Account, most: int) -> float | None:
+        """Calls a second that the account can serve, `most` at once; None while nothing is known."""
+        served = self._served.get(account.name)
+        if served is None:
+            return None
+        slots, rates = most, []
+        for scope in (account.scope, account.organization):
+            if scope is None:
+                continue
+            if scope.concurrency is not None:
+                slots = min(slots, scope.concurrency.limit)
+            for measure in scope.minutes:
+                each = 1.0 if measure.what == "requests" else max(1.0, served.tokens)
+                rates.append(measure.window.limit / 60.0 / each)
+        rates.append(slots / max(served.seconds, 1e-3))
+        return min(rates)
+
+    def wait(self, account: Account, position: int, most: int, room: int, now: float) -> float | None:
+        """Seconds until a request at this position (0: next) goes; None while nothing is known.
+
+        `most` calls at once may be out over all accounts, `room` more than now.
+        """
+        scope = account.scope
+        if scope.closed is not None:
+            return None
+        paused, free = max(0.0, scope.pause.until - now), room
+        if scope.concurrency is not None and not scope.is_full(now):
+            free = min(free, scope.concurrency.limit - scope.active - len(scope.lagging))
+        elif scope.concurrency is not None:
+            free = 0
+        if position < free:
+            return paused
+        rate = self.rate(account, most)
+        return None if rate is None else paused + (position - max(0, free) + 1) / rate
+
+    def mean_seconds(self, account: str) -> float | None:
+        """Of a call there."""
+        served = self._served.get(account)
+        return None if served is None else served.seconds

@@ -1,0 +1,121 @@
+"""Sliding windows: what was used within any so many seconds, with what is still under way counted as used.
+
+    reserve ──► under way ──stamp──► ended, counts for `seconds` more ──► forgotten
+                    └──refund──► never was
+
+A provider's window counts arrivals, and what we know of an arrival is only that it lies between our dispatch and the first byte that
+comes back. So an entry counts from its reservation on, and its seconds begin when it is stamped: whatever lies in a window of the
+provider's lies in ours too. Amounts are whole numbers, so that what is given back is exactly what was taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final
+
+MINUTE: Final = 60.0
+DAY: Final = 86_400.0
+DAY_GRAIN: Final = 300.0
+"""Seconds into which the ends of a day's entries are gathered: each counts up to that much longer, and 289 sums are kept."""
+NEVER: Final = math.inf
+"""When there will be room: at no known time, it depends on what is under way; or it is more than the limit."""
+
+
+class Entry:
+    """One reservation in one window."""
+
+    __slots__ = ("amount", "expires")
+
+    def __init__(self, amount: int) -> None:
+        self.amount = amount
+        self.expires: float | None = None
+        """Monotonic seconds; None while it is under way."""
+
+
+class Window:
+    """What counts against one limit over time."""
+
+    __slots__ = ("_ended", "_grain", "_seconds", "limit", "under_way", "used")
+
+    def __init__(self, limit: int, seconds: float = MINUTE, *, grain: float = 0.0) -> None:
+        self.limit = limit
+        self.used = 0
+        """All that counts now, as of the last look."""
+        self.under_way = 0
+        """Of that, what has not ended."""
+        self._seconds = seconds
+        self._grain = grain
+        self._ended: deque[Entry] = deque()
+        """In the order in which they expire."""
+
+    def reserve(self, amount: int) -> Entry:
+        """Count an amount from now on. The caller has looked whether there is room."""
+        self.used += amount
+        self.under_way += amount
+        return Entry(amount)
+
+    def correct(self, entry: Entry, amount: int, now: float) -> None:
+        """An entry's amount is known better."""
+        if entry.expires is not None and entry.expires <= now:
+            return  # it counts no more
+        change = amount - entry.amount
+        entry.amount = amount
+        self.used += change
+        if entry.expires is None:
+            self.under_way += change
+
+    def stamp(self, entry: Entry, now: float) -> None:
+        """It has certainly arrived: it counts for so many seconds more. A second stamp changes nothing."""
+        if entry.expires is not None:
+            return
+        self.under_way -= entry.amount
+        if not self._grain:
+            entry.expires = now + self._seconds
+            self._ended.append(entry)
+            return
+        entry.expires = math.ceil((now + self._seconds) / self._grain) * self._grain
+        if self._ended and self._ended[-1].expires == entry.expires:
+            self._ended[-1].amount += entry.amount
+        else:
+            gathered = Entry(entry.amount)
+            gathered.expires = entry.expires
+            self._ended.append(gathered)
+
+    def refund(self, entry: Entry) -> None:
+        """It never arrived."""
+        if entry.expires is None:
+            self.used -= entry.amount
+            self.under_way -= entry.amount
+
+    def forget(self, now: float) -> None:
+        """Time passed."""
+        ended = self._ended
+        while ended and (ended[0].expires or 0.0) <= now:
+            self.used -= ended.popleft().amount
+
+    def has_room(self, amount: int, now: float) -> bool:
+        """Whether so much may be reserved now."""
+        if self.used + amount <= self.limit:
+            return True
+        self.forget(now)
+        return self.used + amount <= self.limit
+
+    def room_at(self, amount: int, now: float) -> float:
+        """Monotonic seconds when so much will fit if nothing else changes: `now` or later, or `NEVER`."""
+        self.forget(now)
+        excess = self.used + amount - self.limit
+        if excess <= 0:
+            return now
+        if amount > self.limit:
+            return NEVER
+        for entry in self._ended:
+            excess -= entry.amount
+            if excess <= 0:
+                return entry.expires or now
+        return NEVER
+
+    def settled(self, now: float) -> int:
+        """What counts and has ended."""
+        self.forget(now)
+        return self.used - self.under_way
