@@ -41,7 +41,7 @@ def test_capacity_is_refused_with_the_text_of_the_contract_and_counted() -> None
     fault = sessions.refuse_capacity()
     assert fault is not None
     assert (fault.code, fault.message) == ("capacity_full", "Maximum concurrent sessions reached (limit 3, active 3)")
-    assert fault.details == {"limit": 3, "active": 3}
+    assert fault.details == {"limit": 3, "active": 3, "waiting": 0, "predicted_wait": None}
     assert sessions.statistics(shutdown_requested=False)["sessions_rejected_capacity"] == 1
 
 
