@@ -251,6 +251,11 @@ class AsyncClient:
         answer: dict[str, Any] = await self.ask("cancel", request_id=request_id)
         return answer
 
+    async def resume_account(self, account: str) -> dict[str, Any]:
+        """Let an account go on that its provider had refused, as the operator: `{account, resumed}`. Raises UnknownProvider."""
+        answer: dict[str, Any] = await self.ask("resume_account", account=account)
+        return answer
+
     async def drain(
         self,
         timeout: float | None = None,  # noqa: ASYNC109 - it bounds the drain

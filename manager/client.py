@@ -320,6 +320,11 @@ class Client:
         answer: dict[str, Any] = self.ask("cancel", request_id=request_id)
         return answer
 
+    def resume_account(self, account: str) -> dict[str, Any]:
+        """Let an account go on that its provider had refused, as the operator: `{account, resumed}`. Raises UnknownProvider."""
+        answer: dict[str, Any] = self.ask("resume_account", account=account)
+        return answer
+
     def drain(self, timeout: float | None = None, *, wait: float | None = None) -> dict[str, Any]:
         """Drain the supervisor and end it; returns the drain report. `wait` bounds the wait for it, in seconds."""
         answer: dict[str, Any] = self.ask("drain", _wait=wait, timeout=timeout)

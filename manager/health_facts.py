@@ -128,7 +128,8 @@ def survey_pool(core: Core, now: Now) -> PoolFacts:
             f"{name}: {request_id}"
             for name, account in core.ledger.accounts.items()
             for request_id in sorted(account.holders ^ owed[name])
-        ],
+        ]
+        + core.ledger.strays(),
         metrics_drift=sum(session.metadata_bytes for session in held) - sessions.metadata_bytes,
         waiting=len(scheduler),
         promised=places.total,
@@ -136,12 +137,12 @@ def survey_pool(core: Core, now: Now) -> PoolFacts:
         waiting_bytes=scheduler.queued_bytes,
         promised_bytes=places.total_bytes,
         max_waiting_bytes=scheduler.max_bytes,
-        closed=dict(_closed(core)),
+        closed=dict(_closed(core, now.monotonic)),
         drain_seconds_left=None if core.drain is None else core.drain.seconds_left(now.monotonic),
     )
 
 
-def _closed(core: Core) -> Iterable[tuple[str, str]]:
+def _closed(core: Core, now: float) -> Iterable[tuple[str, str]]:
     """Accounts that serve nothing: for good by the configuration, else for now."""
     for name, account in core.ledger.accounts.items():
         entry = core.catalogue.providers.get(name)
@@ -149,6 +150,8 @@ def _closed(core: Core) -> Iterable[tuple[str, str]]:
             yield name, entry.refusal.message
         elif account.closed is not None:
             yield name, account.closed
+        elif (stop := core.ledger.stopped(name, now)) is not None:
+            yield name, stop.fault.message
 
 
 def observe_process(state_directory: str) -> ProcessFacts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from callpool.manager.core.catalogue import refuse_timeout
-from callpool.manager.core.events import CancelAsked, Event, Submitted
+from callpool.manager.core.events import AccountResumed, CancelAsked, Event, Submitted
 from callpool.manager.core.messages import Done, Operation, Rejected, Submit
 from callpool.manager.core.requests import as_plain
 from callpool.manager.errors import BadInput, UnknownRequest, from_fault
@@ -62,6 +62,9 @@ class Stage(Protocol):
     def apply(self, events: list[Event]) -> Any:
         """Apply events as one step."""
 
+    def step(self, event: Event) -> Any:
+        """Apply an event that is answered; returns its value, raises its fault."""
+
     def look(self, read: Callable[[Core, Now], Any]) -> Any:
         """Read the core under the lock."""
 
@@ -71,6 +74,10 @@ class Stage(Protocol):
 
 class _OneRequest(msgspec.Struct, forbid_unknown_fields=True):
     request_id: str
+
+
+class _OneAccount(msgspec.Struct, forbid_unknown_fields=True):
+    account: str
 
 
 class _CallArguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,6 +116,7 @@ class RequestVerbs:
             "show": (_OneRequest, self._show),
             "status": (NoArguments, self._status),
             "health": (NoArguments, self._health),
+            "resume_account": (_OneAccount, self._resume_account),
             "drain": (_DrainArguments, self._drain),
         }
 
@@ -151,6 +159,10 @@ class RequestVerbs:
             return {"cancelling": False, "state": self._show(_caller, arguments)["state"]}
         self._stage.apply([CancelAsked(None, arguments.request_id)])
         return {"cancelling": True, "state": state}
+
+    def _resume_account(self, _caller: Caller, arguments: _OneAccount) -> dict[str, Any]:
+        """Let an account go on that its provider had refused, as the operator."""
+        return {"account": arguments.account, "resumed": self._stage.step(AccountResumed(arguments.account))}
 
     def _show(self, _caller: Caller, arguments: _OneRequest) -> dict[str, Any]:
         record = self._stage.look(lambda core, now: core.show(arguments.request_id, now))
@@ -208,10 +220,11 @@ def _pool_status(
         worker["active"] = len(core.by_worker.get(worker["id"], ()))
     accounts = [
         {
-            "name": account.name,
-            "active": account.active,
-            "limit": account.limit,
+            **core.ledger.describe(account.name, now.monotonic),
             "queued": core.scheduler.count(account.name),
+            "queued_by_priority": core.scheduler.counts(account.name),
+            "predicted_wait": core.dispatching.wait_at(account.name, core.scheduler.count(account.name), now),
+            "mean_call_seconds": core.dispatching.forecast.mean_seconds(account.name),
             "closed": account.closed or _refusal(core, account.name),
             **core.attempts.describe(account.name, now.monotonic),
             "connections": pools.get(account.name),
@@ -225,5 +238,6 @@ def _pool_status(
         "sessions": core.sessions.statistics(shutdown_requested=core.drain is not None),
         "queue": {"requests": len(core.scheduler), "bytes": core.scheduler.queued_bytes},
         "clients_with_requests": len(core.by_client),
+        "clients": core.ledger.describe_clients(now.monotonic),
         "accounts": accounts,
     }

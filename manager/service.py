@@ -366,12 +366,16 @@ class Service:
                 "hold_seconds": self.own_metrics.lock_hold.as_plain(),
             }
             abandoned = sum(core.abandoned.values())
+            accounts = {name: core.ledger.describe(name, now.monotonic) for name in core.ledger.accounts}
+            clients = core.ledger.describe_clients(now.monotonic)
         return {
             **counted,
             **self.own_metrics.as_plain(),
             "lock": lock,
             "memory": memory,
             "abandoned_threads": abandoned,
+            "accounts": accounts,
+            "clients": clients,
             "connections": self._outlets.describe_pools(),
             "reconciliation": dict(self._reconciled),
         }

@@ -34,6 +34,8 @@ MICRO: Final = 1_000_000
 """Money is counted in millionths, tokens times price per million: whole numbers that come back exactly."""
 MAX_MODELS: Final = 1_000
 """Models of an account that are limited one by one; any name may be one where an account allows all."""
+SPARE_CLIENTS: Final = 64
+"""Clients that may be remembered beside as many as used something lately."""
 
 Outcome = Literal["unused", "used", "failed", "doubt"]
 """What came of a call: never reached the provider or was refused by a limit; answered; refused otherwise; nobody knows."""
@@ -303,6 +305,7 @@ class Ledger:
         }
         self.clients: dict[str, Scope] = {}
         """Those with limits of their own that used something lately."""
+        self._most_clients = SPARE_CLIENTS
         self.supervisor: Scope | None = None
         if rules.requests_per_minute is not None:
             limits = Limits(requests_per_minute=rules.requests_per_minute)
@@ -393,6 +396,8 @@ class Ledger:
         scopes = self.scopes(target, client)
         if not scopes:
             return
+        if len(self.clients) > self._most_clients:
+            self._forget_idle(now)
         lag = self.accounts[target.provider].rules.counting.cancel_lag
         hold = self.holds[request_id] = Hold(number, scopes, target, cost, now, lag)
         for scope in scopes:
@@ -489,10 +494,60 @@ class Ledger:
 
     # Clients that come and go.
 
-    def forget_idle(self, now: float) -> None:
+    def _forget_idle(self, now: float) -> None:
         """Forget what is known of clients that used nothing lately: names are many."""
-        for name in [name for name, scope in self.clients.items() if scope.is_idle(now)]:
-            del self.clients[name]
+        self.clients = {name: scope for name, scope in self.clients.items() if not scope.is_idle(now)}
+        self._most_clients = 2 * len(self.clients) + SPARE_CLIENTS
+
+    # For people, and for the audit.
+
+    def describe(self, name: str, now: float) -> dict[str, Any]:
+        """What `status` says of an account: its own scope, and beside it those of its models and of its organisation."""
+        account = self.accounts[name]
+        stop = self.stopped(name, now)
+        organization = account.organization
+        found = account.scope.as_plain(now)
+        del found["kind"]
+        return {
+            **found,
+            "stopped": None if stop is None else stop.fault.message,
+            "resumes_in": None if stop is None or stop.until == NEVER else stop.until - now,
+            "organization": None if organization is None else organization.as_plain(now),
+            "models": [scope.as_plain(now) for scope in account.models.values()],
+        }
+
+    def describe_clients(self, now: float) -> list[dict[str, Any]]:
+        """What `status` says of clients with limits of their own, and of the supervisor's own rate."""
+        scopes = [*self.clients.values(), *(() if self.supervisor is None else (self.supervisor,))]
+        return [{name: scope.as_plain(now)[name] for name in ("kind", "name", "active", "windows")} for scope in scopes]
+
+    def strays(self) -> list[str]:
+        """Reservations without a call, and calls without theirs: always empty, or a defect. O(calls)."""
+        owed: dict[int, int] = {}
+        for hold in self.holds.values():
+            for measure, entry in hold.entries:
+                if entry.expires is None:
+                    owed[id(measure)] = owed.get(id(measure), 0) + entry.amount
+        found = []
+        for scope in self._all_scopes():
+            holders = {request_id for request_id, hold in self.holds.items() if scope in hold.scopes}
+            found += [f"{scope.kind} {scope.name}: {stray}" for stray in sorted(holders ^ scope.holders.keys())]
+            for measure in scope.measures():
+                if measure.window.under_way != owed.get(id(measure), 0):
+                    what = (
+                        f"{measure.window.under_way} of {measure.name} reserved, calls hold {owed.get(id(measure), 0)}"
+                    )
+                    found.append(f"{scope.kind} {scope.name}: {what}")
+        return found
+
+    def _all_scopes(self) -> Iterator[Scope]:
+        for account in self.accounts.values():
+            yield account.scope
+            yield from account.models.values()
+        yield from self.organizations.values()
+        yield from self.clients.values()
+        if self.supervisor is not None:
+            yield self.supervisor
 
     # What refusals teach.
 
@@ -507,16 +562,16 @@ class Ledger:
                 most = Limits(concurrency=account.limit)
                 scope = Scope("model", f"{target.provider}/{target.model}", most, charge=account.rules.counting.charge)
                 account.models[target.model] = scope
-                scope.holders |= self._holders_of(target)
+                self._count_in(scope, target)
             return scope or account.scope
         return account.organization or account.scope
 
-    def _holders_of(self, target: Target) -> dict[str, int]:
-        found = {}
+    def _count_in(self, scope: Scope, target: Target) -> None:
+        """Let the calls that are out to a target count in its new scope."""
         for request_id, hold in self.holds.items():
             if hold.target == target:
-                found[request_id] = hold.number
-        return found
+                hold.scopes = (*hold.scopes, scope)
+                scope.holders[request_id] = hold.number
 
     def refuse_concurrency(
         self, request_id: str, target: Target, named: float | None, why: str, now: Now, draw: Callable[[], float]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from callpool import errors
-from callpool.tools.cli import failures, terminal
+from callpool.tools.cli import accounts, failures, terminal
 from callpool.tools.cli.chat import chat
 from callpool.tools.cli.check import check
 from callpool.tools.cli.health import health
@@ -52,6 +52,10 @@ def build() -> typer.Typer:
     config = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
     config.command()(check)
     app.add_typer(config, name="config")
+    account = typer.Typer(help="Look at the accounts, and let a stopped one go on.", no_args_is_help=True)
+    account.command("list")(accounts.list_)
+    account.command()(accounts.resume)
+    app.add_typer(account, name="account")
     return app
 
 
