@@ -49,6 +49,8 @@ class Lesson(msgspec.Struct, frozen=True, gc=False):
     seconds: float
     """Of a pause."""
     why: str
+    times: int = 1
+    """How often that was found, by then: each further try of one more call that was refused counts here."""
 
 
 class Concurrency:
@@ -170,15 +172,19 @@ class History:
         self._lessons: deque[Lesson] = deque(maxlen=HISTORY)
 
     def add(self, what: str, why: str, now: Now, *, limit: int | None = None, seconds: float = 0.0) -> None:
-        """Note a lesson; a burst of cuts is one, and so is a row of probes that were served."""
-        last = self._lessons[-1] if self._lessons else None
+        """Note a lesson. A burst of cuts is one, and so is a row of tries that were served; one that was refused is counted."""
+        lessons = self._lessons
+        times = 1
         if (
-            last is not None
-            and last.what == what
-            and (what == "raised" or (what == "cut" and now.wall - last.at < BURST))
+            lessons
+            and lessons[-1].what == what
+            and (what == "raised" or (what == "cut" and now.wall - lessons[-1].at < BURST))
         ):
-            self._lessons.pop()
-        self._lessons.append(Lesson(now.wall, what, limit, seconds, why))
+            times = lessons.pop().times
+        elif what == "cut" and len(lessons) > 1 and lessons[-1].what == "raised" and lessons[-2].limit == limit:
+            lessons.pop()
+            times = lessons.pop().times + 1
+        lessons.append(Lesson(now.wall, what, limit, seconds, why, times))
 
     def as_plain(self) -> list[dict[str, Any]]:
         """The oldest first."""

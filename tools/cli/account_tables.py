@@ -121,6 +121,8 @@ def _history(lessons: Iterable[tuple[dict[str, Any], str]]) -> Table:
             what += f" to {lesson['limit']}"
         elif lesson["seconds"]:
             what += f" for {lesson['seconds']:.0f} s"
+        if lesson["times"] > 1:
+            what += f" (found {lesson['times']} times)"
         at = time.strftime("%H:%M:%S", time.localtime(lesson["at"]))
         why = terminal.one_line(lesson["why"]) + (f" ({terminal.one_line(name)})" if name else "")
         table.add_row(at, what, Text(why))
