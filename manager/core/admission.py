@@ -63,7 +63,8 @@ class Admission:
         if client is not None and not self._opens(client):
             return "client"
         cost = request.cost = ledger.cost(request.target, request.tokens, answers=request.operation == "chat")
-        for scope in ledger.scopes(request.target, request.name):
+        request.scopes = ledger.scopes(request.target, request.name)
+        for scope in request.scopes:
             if scope.waits_for is not None and not self._may_pass(scope, request):
                 return "account"
             if not scope.measured:

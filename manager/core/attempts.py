@@ -161,6 +161,7 @@ class Attempts:
             return
         self._record(request, now, fault.code, fault.message, 0.0)
         route.refusals += 1
+        self.retries.count(request.provider).told_to_wait += 1
         if route.attempts is None:
             route.tries_here -= 1
         route.remaining, route.deadline = route.left, None
@@ -179,6 +180,8 @@ class Attempts:
 
     def refuse(self, submit: Submit, name: str, now: Now) -> Fault | None:
         """Why this account, and every fallback, cannot take this request for longer than anybody waits in the queue; else None."""
+        if not self._core.ledger.may_bar:
+            return None
         target = Target(submit.provider, submit.model)
         if (fault := self._bar(target, submit.tokens, submit.operation, name, now)) is None:
             return None

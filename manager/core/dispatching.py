@@ -74,7 +74,13 @@ class Dispatching:
         core.by_worker[worker].add(request.request_id)
         core.mark(request, Phase.DEQUEUED, now)
         core.ledger.reserve(
-            request.request_id, request.attempt, request.target, request.name, request.cost, now.monotonic
+            request.request_id,
+            request.attempt,
+            request.target,
+            request.name,
+            request.cost,
+            now.monotonic,
+            request.scopes,
         )
         if request.session is None:
             core.sessions.queue_waits.add(now.monotonic - request.since)

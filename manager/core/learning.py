@@ -27,7 +27,7 @@ LONGEST_PROBE: Final = 64.0
 SHORTEST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 """Seconds; a minute's limit has passed by then, whatever the provider says."""
-USUAL_PAUSE: Final = 5.0
+USUAL_PAUSE: Final = 2.0
 """Seconds of the first pause, where the provider names none; it doubles while nothing succeeds."""
 JITTER: Final = 0.1
 """Part of a pause by which it is longer at random: never shorter than what was asked for."""

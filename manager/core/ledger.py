@@ -310,6 +310,8 @@ class Ledger:
         if rules.requests_per_minute is not None:
             limits = Limits(requests_per_minute=rules.requests_per_minute)
             self.supervisor = Scope("supervisor", "", limits)
+        self.stops: set[str] = set()
+        """Accounts that are stopped, or were until a moment that has passed."""
         self.reckoning = Reckoning()
         self.holds: dict[str, Hold] = {}
         """request_id → what its call has reserved."""
@@ -317,6 +319,12 @@ class Ledger:
         self._limits_clients = any(_limits_something(each) for each in rules.clients.values())
         self._counts = any((each.tokens_per_day, each.money_per_day) != (None, None) for each in rules.clients.values())
         """Whether tokens or money of every call matter to some client."""
+        self._has_days = self._counts or any(
+            scope.days
+            for account in self.accounts.values()
+            for scope in (account.scope, account.organization, *account.models.values())
+            if scope is not None
+        )
 
     # Looking.
 
@@ -378,6 +386,8 @@ class Ledger:
         self, target: Target, usage: Usage, client: str, now: float, *, answers: bool
     ) -> tuple[Scope, str, float] | None:
         """(scope, limit, monotonic seconds of room) of a day's limit that such a call cannot keep, or None."""
+        if not self._has_days:
+            return None
         cost: Cost | None = None
         for scope in self.scopes(target, client):
             if not scope.days:
@@ -391,9 +401,22 @@ class Ledger:
 
     # A call.
 
-    def reserve(self, request_id: str, number: int, target: Target, client: str, cost: Cost, now: float) -> None:
-        """Take everything that the call needs. The caller has looked whether it is there. `number` is unique to the call."""
-        scopes = self.scopes(target, client)
+    def reserve(
+        self,
+        request_id: str,
+        number: int,
+        target: Target,
+        client: str,
+        cost: Cost,
+        now: float,
+        scopes: tuple[Scope, ...] = (),
+    ) -> None:
+        """Take everything that the call needs. The caller has looked whether it is there. `number` is unique to the call.
+
+        `scopes`: those of the target and the client, if they are at hand.
+        """
+        if not scopes:
+            scopes = self.scopes(target, client)
         if not scopes:
             return
         if len(self.clients) > self._most_clients:
@@ -462,7 +485,7 @@ class Ledger:
             del scope.holders[request_id]
             if lag and hold.lag > 0.0 and scope.concurrency is not None:
                 scope.lagging.append(until)
-            if outcome == "used":
+            if outcome == "used" and hold.target is not None:
                 scope.pause.succeeded()
         if hold.entries:
             self._settle_entries(hold, outcome, usage, now)
@@ -612,6 +635,7 @@ class Ledger:
         was = self.stopped(provider, now.monotonic) is not None
         until = NEVER if seconds is None else now.monotonic + seconds
         scope.stop = Stop(fault, until)
+        self.stops.add(provider)
         if not was:
             scope.history.add("stopped", fault.message, now, seconds=seconds or 0.0)
         return not was
@@ -627,6 +651,7 @@ class Ledger:
                 found = True
                 scope.history.add("resumed", "by the operator", now, limit=scope.limit or None)
             scope.stop, scope.resumed = None, now.monotonic
+            self.stops.discard(provider)
             scope.pause.end()
             if scope.concurrency is not None:
                 scope.concurrency.restore()
@@ -634,13 +659,18 @@ class Ledger:
 
     def stopped(self, provider: str, now: float) -> Stop | None:
         """Why an account serves nothing, if it is so; its end by itself is noted here."""
-        account = self.accounts.get(provider)
-        if account is None or account.scope.stop is None:
+        if provider not in self.stops:
             return None
-        if now >= account.scope.stop.until:
-            account.scope.stop = None
-            return None
-        return account.scope.stop
+        scope = self.accounts[provider].scope
+        if scope.stop is not None and now >= scope.stop.until:
+            scope.stop = None
+            self.stops.discard(provider)
+        return scope.stop
+
+    @property
+    def may_bar(self) -> bool:
+        """Whether anything may be refused for longer than requests wait; where not, nothing else need be asked."""
+        return self._has_days or bool(self.stops)
 
 
 def _limits_something(rules: ClientRules) -> bool:

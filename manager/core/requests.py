@@ -14,6 +14,7 @@ from callpool.manager.core.states import State, Word
 if TYPE_CHECKING:
     from callpool.manager.core.catalogue import Timeouts
     from callpool.manager.core.faults import Fault
+    from callpool.manager.core.ledger import Scope
     from callpool.manager.core.messages import Submit
     from callpool.manager.core.retry import Route
     from callpool.manager.core.sessions import Session
@@ -88,6 +89,7 @@ class Request:
         "request_id",
         "result",
         "route",
+        "scopes",
         "sequence",
         "session",
         "session_id",
@@ -151,6 +153,8 @@ class Request:
         """What its next call will use, as far as its client, or its last worker, can say."""
         self.cost = NO_COST
         """The same, as its account reckons."""
+        self.scopes: tuple[Scope, ...] = ()
+        """What limited its present call, as of the look that let it go."""
         self.outcome: Outcome | None = None
         """What came of its present call, where a report has said it."""
         self.usage: Usage | None = None

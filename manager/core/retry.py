@@ -145,6 +145,8 @@ class RetryCounts(msgspec.Struct):
     """What came of an account's failed calls."""
 
     retries: int = 0
+    told_to_wait: int = 0
+    """Calls that a limit refused, and whose requests were queued again."""
     fallbacks: int = 0
     """Requests that left this account for another target."""
     refused_by_budget: int = 0

@@ -99,7 +99,9 @@ class Scheduler:
         self._taking_part: dict[str, Request] = {}
         """Those that do not rest. What is in a heap but not here (or with another sequence or target) has left."""
         self._accounts: dict[str, _Account] = {}
-        """Only those that somebody waits for."""
+        """Those that somebody ever waited for: accounts are as many as the configuration has."""
+        self._busy: dict[str, _Account] = {}
+        """Those that somebody waits for."""
         self._counts: dict[str, int] = {}
         """By account, resting requests included."""
         self._bytes = 0
@@ -166,6 +168,8 @@ class Scheduler:
         account = self._accounts.get(request.provider)
         if account is None:
             account = self._accounts[request.provider] = _Account(self._weight_of, self._is_waiting)
+        if not account.count:
+            self._busy[request.provider] = account
         target, entry = request.target, (request.sequence, request_id)
         self._taking_part[request_id] = request
         account.count += 1
@@ -196,15 +200,16 @@ class Scheduler:
         """It takes part no more."""
         account, target = self._accounts[request.provider], request.target
         account.count -= 1
-        if account.count == 0:
-            del self._accounts[request.provider]
-            if not self._accounts:
-                self._tags.clear()
-                self._clock = 0.0
-            return
         account.classes[request.rank].left(request.name, target)
         account.targets[target] -= 1
-        if account.targets[target] == 0:
+        if account.count == 0:
+            account.targets.clear()
+            account.ages.clear()
+            del self._busy[request.provider]
+            if not self._busy:
+                self._tags.clear()
+                self._clock = 0.0
+        elif account.targets[target] == 0:
             del account.targets[target], account.ages[target]
             for queue in account.classes:
                 queue.forget(target)
@@ -222,10 +227,10 @@ class Scheduler:
             for name in self._held.pop_due(now):
                 self._take_part(name)
         best: tuple[tuple[int, float, int], Request] | None = None
-        for name in list(self._accounts):
+        for name, account in self._busy.items():
             if not gate.is_open(name):
                 continue
-            found = self._candidate(self._accounts[name], gate, now)
+            found = self._candidate(account, gate, now)
             if found is not None:
                 rank = 0 if now - found.since >= self.ageing else found.rank
                 key = (rank, max(self._clock, self._tags.get(found.name, 0.0)), found.sequence)
@@ -237,7 +242,7 @@ class Scheduler:
         account = self._accounts[request.provider]
         account.turns += 1
         account.classes[request.rank].charge(request.name)
-        if len(self._accounts) > 1:
+        if len(self._busy) > 1:
             self._clock = best[0][1]
             self._tags[request.name] = self._clock + 1.0 / self._weight_of(request.name)
         return self._leave(request.request_id)
@@ -300,7 +305,7 @@ class Scheduler:
             self._endlessly.add(name)
         else:
             self._held.set(name, until)
-        for account in self._accounts.values():
+        for account in self._busy.values():
             for queue in account.classes:
                 queue.hold(name)
 

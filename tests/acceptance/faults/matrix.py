@@ -32,11 +32,14 @@ HUGE = 32 << 20
 
 WAYS: dict[str, dict[str, Any]] = {
     "once": {"max_attempts": 1},
-    "again": {},
-    "in doubt": {"retry_in_doubt": True},
-    "storm": {"retry_in_doubt": True},
+    "again": {"max_attempts": ATTEMPTS},
+    "in doubt": {"retry_in_doubt": True, "max_attempts": ATTEMPTS},
+    "storm": {"retry_in_doubt": True, "max_attempts": ATTEMPTS},
 }
-"""What a request says of further calls. In a storm the fault is at its first calls only."""
+"""What a request says of further calls. In a storm the fault is at its first calls only. Without a number of its own a request
+would wait for ever where a limit refuses it for ever."""
+STOPPING = frozenset({"limit_tpd", "quota", "unauthorized"})
+"""Faults after which an account serves nothing any more: each way has an account of its own."""
 
 SILENCES = {
     **dict.fromkeys(
@@ -59,7 +62,7 @@ class Case(NamedTuple):
     @property
     def account(self) -> str:
         """Each fault and mode has its own: calls and retries of one touch no other."""
-        return account(self.fault, stream=self.stream)
+        return account(self.fault, stream=self.stream, way=self.way)
 
     @property
     def text(self) -> str:
@@ -95,15 +98,16 @@ def mode(*, stream: bool) -> str:
     return "stream" if stream else "plain"
 
 
-def account(fault: str, *, stream: bool) -> str:
+def account(fault: str, *, stream: bool, way: str = "once") -> str:
     """The name of its account."""
-    return f"{fault}-{mode(stream=stream)}"
+    name = f"{fault}-{mode(stream=stream)}"
+    return f"{name}-{way.replace(' ', '-')}" if fault in STOPPING else name
 
 
 def accounts(base_url: str, **settings: Any) -> dict[str, Any]:
     """One account for each fault and mode, all at one fake."""
     one = {"kind": "openai", "base_url": base_url, **settings}
-    return {account(fault, stream=stream): one for fault in FAULTS for stream in (False, True)}
+    return {account(fault, stream=stream, way=way): one for fault in FAULTS for stream in (False, True) for way in WAYS}
 
 
 def cases() -> list[Case]:

@@ -84,7 +84,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Told]]:
         handles = {}
         for dialect, fault, stream in asked:
             name = account(dialect, fault, stream=stream)
-            handles[name] = ask(client, name, provider=name, stream=stream, fake={"fault": fault})
+            handles[name] = ask(client, name, provider=name, stream=stream, max_attempts=3, fake={"fault": fault})
         ends = {name: outcome(handle, stream=name.endswith("stream")) for name, handle in handles.items()}
         seen: Counter[str] = Counter()
         for fake in fakes.values():

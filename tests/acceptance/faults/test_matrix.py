@@ -19,6 +19,7 @@ from tests.acceptance.faults.matrix import (
     DEADLINE,
     LONG_HANG,
     SILENCES,
+    STOPPING,
     WAYS,
     Case,
     Matrix,
@@ -162,7 +163,7 @@ def test_the_status_counts_the_retries(house: House) -> None:
     for case, told in house.told.items():
         expected[case.account] += told.seen.requests - 1
     rows = house.accounts()
-    assert {name: row["retries"] for name, row in rows.items()} == expected
+    assert {name: row["retries"] + row["told_to_wait"] for name, row in rows.items()} == expected
     assert {row["refused_by_budget"] + row["fallbacks"] for row in rows.values()} == {0}
 
 
@@ -184,6 +185,10 @@ def test_a_storm_that_passes_ends_in_the_answer(house: House, faults: int) -> No
 def test_the_next_good_calls_work(house: House, *, stream: bool) -> None:
     """Two for each account: one for each worker, whose connections to it have been through the fault."""
     asked = [(fault, f"good {fault} {stream} {number}") for fault in FAULTS for number in range(2)]
+    for fault in STOPPING:
+        name = account(fault, stream=stream)
+        assert house.accounts()[name]["stopped"], name
+        assert house.client.resume_account(name) == {"account": name, "resumed": True}
     handles = {
         text: good(house.client, text, provider=account(fault, stream=stream), stream=stream) for fault, text in asked
     }
