@@ -35,6 +35,14 @@ def served() -> Iterator[Served]:
         assert {row["active"] for row in status["accounts"]} == {0}
 
 
+@pytest.fixture(autouse=True)
+def resumed(served: Served) -> Iterator[None]:
+    """No test finds an account that another one's fault has stopped."""
+    yield
+    for name in ("a", "b", "c"):
+        served[1].resume_account(name)
+
+
 def asked(fake: FakeProviderProcess, text: str) -> list[str]:
     """The models that were asked with this text, in order."""
     return [call.model for call in fake.wait_for(all_ended) if call.last_message == text]
@@ -64,6 +72,7 @@ def test_b_answers_for_a(served: Served, fault: str, calls: int, request_: dict[
     fake, client = served
     model = f"fault-{fault}"
     for stream in (False, True):
+        client.resume_account("a")  # some of these stop it
         text = f"{fault} {stream}"
         handle = ask(client, text, provider="a", model=model, stream=stream, fallbacks=B, **request_)
         assert outcome(handle, stream=stream) == ("stop", None)
@@ -73,7 +82,6 @@ def test_b_answers_for_a(served: Served, fault: str, calls: int, request_: dict[
         record = client.show(handle.request_id)
         assert (record["provider"], record["model"], calls_in(record)) == ("b", "m", calls + 1)
         assert [(each["provider"], each["model"]) for each in record["attempts"]] == [("a", model)] * calls
-        client.resume_account("a")  # some of these stop it
 
 
 @pytest.mark.parametrize("fault", ["bad_request", "content_filter", "html_504", "reset", "html_200"])
