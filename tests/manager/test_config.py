@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from callpool.manager.settings import (
     Settings,
     SupervisorSettings,
 )
+from tests.house.checkout import ROOT
 
 CANARY = "sk-CANARY0123456789abcdef"
 SAMPLE = """
@@ -646,6 +648,19 @@ def test_any_data_is_settings_or_a_refusal_that_counts(document: dict[str, Any])
         assert refused.details["count"] == len(str(refused).splitlines())
     else:
         assert load(msgspec.to_builtins(settings), {}) == settings
+
+
+# What is told of it.
+
+
+def test_the_sample_in_the_documentation_is_good_and_names_every_key() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    sample = text.partition("```toml\n")[2].partition("```")[0]
+    settings = load(tomllib.loads(sample), {})
+    assert settings.organizations.keys() == {provider.organization for provider in settings.providers.values()} - {None}
+    tables = SUPERVISOR_RULES, PROVIDER_RULES, MODEL_RULES, ORGANIZATION_RULES, CLIENT_RULES
+    names = {name for rules in tables for name in rules}
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", text)] == []
 
 
 # What is in effect.

@@ -362,6 +362,10 @@ def test_a_wrong_value_is_told_alone_where_it_would_have_decided() -> None:
     wrong = {"input_price": "1", "output_price": 1}
     assert only_problem(kimi({"m": wrong}, money_per_day=9)).startswith("providers.k.models.m.input_price: ")
     assert only_problem(kimi([], money_per_day=9)).startswith("providers.k.models: ")
+    both = problems(kimi({"m": dict.fromkeys(PRICED, -1)}, money_per_day=9))
+    assert [problem.partition(":")[0] for problem in both] == [f"providers.k.models.m.{name}" for name in PRICED]
+    warm = kimi(connections=-1, concurrency=5, warm_connections=6)
+    assert only_problem(warm).startswith("providers.k.connections: ")
     client = {"clients": {"c": {"money_per_day": 1}}}
     fake = {"kind": "scripted", "models": {"m": wrong}}
     assert only_problem({"providers": {"p": fake}} | client).startswith("providers.p.models.m.input_price: ")
