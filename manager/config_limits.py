@@ -99,13 +99,16 @@ def _organizations(document: Mapping[str, Any], good: Settings) -> Iterator[Prob
         for name, table in _tables(document, "providers").items()
         if isinstance(table.get("organization"), str)
     }
-    unknown = {name: each for name, each in named.items() if each not in good.organizations}
+    there = document.get("organizations", {})
+    if not isinstance(there, Mapping):
+        return
+    unknown = {name: each for name, each in named.items() if each not in there}
     for name, organization in unknown.items():
         if PROVIDER_RULES["organization"](organization) is None:
             what = f"{word(organization)} is no organization"
-            if not good.organizations:
+            if not there:
                 what += ": there is no table [organizations.NAME]"
-            yield Problem(("providers", name, "organization"), what, tuple(good.organizations), organization)
+            yield Problem(("providers", name, "organization"), what, tuple(map(str, there)), organization)
     if unknown:  # one of them may be the misspelt name of a table that now seems to be unused
         return
     for organization in good.organizations:

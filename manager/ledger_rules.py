@@ -40,14 +40,12 @@ def limits_each_model(provider: ProviderSettings) -> bool:
 
 
 def _account(provider: ProviderSettings, most: int) -> AccountRules:
-    each = limits_each_model(provider)
-    slots = most if each else slots_of(provider, most)
-    models = {
-        name: _limits_of_model(model, provider.concurrency if each else None) for name, model in provider.models.items()
-    }
+    slots = slots_of(provider, most)
+    each = slots if limits_each_model(provider) else None
+    models = {name: _limits_of_model(model, each) for name, model in provider.models.items()}
     prices = {name: _price(model) for name, model in provider.models.items()}
     return AccountRules(
-        limits=msgspec.structs.replace(_limits(provider), concurrency=slots),
+        limits=msgspec.structs.replace(_limits(provider), concurrency=slots if each is None else most),
         models={name: limits for name, limits in models.items() if limits != Limits()},
         prices={name: price for name, price in prices.items() if price is not None},
         counting=counting_of(provider),

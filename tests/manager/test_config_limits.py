@@ -265,6 +265,14 @@ def test_an_organization_without_any_table() -> None:
     assert only_problem(kimi(organization="moonshot")) == expected
 
 
+def test_a_table_that_is_none_is_told_alone() -> None:
+    for wrong, path in (
+        ({"organizations": [1]}, "organizations: a"),
+        ({"organizations": {"o": 1}}, "organizations.o: a"),
+    ):
+        assert only_problem(kimi(organization="o") | wrong).startswith(path)
+
+
 def test_a_key_that_is_pasted_as_an_organization_is_not_repeated() -> None:
     problem = only_problem(kimi(organization="sk-CANARY0123456789") | {"organizations": {"o": {}}})
     assert problem == "providers.k.organization: this is no organization; valid are: o"

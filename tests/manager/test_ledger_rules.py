@@ -81,7 +81,8 @@ def test_nothing_is_limited_but_calls_where_nobody_says_so() -> None:
         ({"kind": "local", "concurrency": 2}, 2, {}),
         ({"kind": "kimi", "concurrency": 9, "models": {"m": {}, "n": {"concurrency": 2}}}, 9, {"n": 2}),
         ({"kind": "glm", "concurrency": 3, "models": {"m": {}, "n": {"concurrency": 7}}}, 70, {"m": 3, "n": 7}),
-        ({"kind": "glm", "models": {"m": {}, "n": {"concurrency": 7}}}, 70, {"n": 7}),
+        ({"kind": "glm", "models": {"m": {}, "n": {"concurrency": 7}}}, 70, {"m": 70, "n": 7}),
+        ({"kind": "local", "concurrency_of": "model", "models": {"m": {}}}, 70, {"m": 8}),
         # Where any model may be asked for, nobody knows how many there are: together they have what one may have.
         ({"kind": "glm", "concurrency": 3}, 3, {}),
         ({"kind": "glm", "concurrency": 3, "any_model": True, "models": {"m": {"concurrency": 2}}}, 3, {"m": 2}),
