@@ -18,15 +18,13 @@ from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 from callpool.manager.errors import CallpoolError
 from callpool.manager.kinds import rules_of
+from callpool.manager.ledger_rules import slots_of
 from callpool.manager.settings import LOCAL_MODEL
 from callpool.workers.model_options import ModelOptions, find_model, require_engine
 
 if TYPE_CHECKING:
     from callpool.manager.boot import Boot
     from callpool.manager.settings import ProviderSettings, SupervisorSettings
-
-LOCAL_SLOTS = 8
-"""Answers at once of the local model, where the configuration does not say."""
 
 
 def build_core(boot: Boot) -> Core:
@@ -92,22 +90,20 @@ def _entry(boot: Boot, name: str, provider: ProviderSettings) -> ProviderEntry:
         models = {LOCAL_MODEL: boot.settings.timeouts_for(name, LOCAL_MODEL)}
     return ProviderEntry(
         timeouts=boot.settings.timeouts_for(name),
-        limit=_limit(boot, provider),
+        limit=slots_of(provider, boot.settings.supervisor.max_concurrent_sessions),
         models=models,
         any_model=provider.any_model or not models,
         rules=rules_of(provider),
         refusal=_refusal(boot, name, provider),
+        queue_timeout=boot.settings.queue_timeout_for(name),
+        model_queue_timeouts={
+            model: listed.queue_timeout for model, listed in provider.models.items() if listed.queue_timeout is not None
+        },
         fallbacks=provider.fallbacks,
         model_fallbacks={
             model: listed.fallbacks for model, listed in provider.models.items() if listed.fallbacks is not None
         },
     )
-
-
-def _limit(boot: Boot, provider: ProviderSettings) -> int:
-    if provider.concurrency is not None:
-        return provider.concurrency
-    return LOCAL_SLOTS if provider.kind == "local" else boot.settings.supervisor.max_concurrent_sessions
 
 
 def _refusal(boot: Boot, name: str, provider: ProviderSettings) -> Fault | None:
@@ -138,7 +134,7 @@ def model_options(boot: Boot) -> dict[str, ModelOptions]:
             options[name] = ModelOptions(
                 path=str(find_model()),
                 name=next(iter(provider.models), LOCAL_MODEL),
-                slots=_limit(boot, provider),
+                slots=slots_of(provider, boot.settings.supervisor.max_concurrent_sessions),
                 log=str(Path(boot.home) / "logs" / f"model-{name}.log"),
             )
     return options

@@ -63,6 +63,10 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Targets, as `provider/model`, for requests that this account cannot serve and that name none themselves."""
     model_fallbacks: dict[str, list[str]] = {}
     """The same by model, where a model has its own."""
+    queue_timeout: float | None = None
+    """Seconds that a request waits for its first call, where neither it nor the model says otherwise; None: no limit."""
+    model_queue_timeouts: dict[str, float] = {}
+    """The same by model, where a model has its own."""
 
     def has(self, model: str) -> bool:
         """Whether the configuration allows this model."""
@@ -105,6 +109,13 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             usual.first_token if first_token is None else first_token,
             usual.idle if idle is None else idle,
         )
+
+    def queue_timeout_for(self, submit: Submit) -> float | None:
+        """Seconds that this request waits for its first call at most: its own, else the model's or the provider's; None: no limit."""
+        entry = self.providers.get(submit.provider)
+        if submit.queue_timeout is not None or entry is None:
+            return submit.queue_timeout
+        return entry.model_queue_timeouts.get(submit.model, entry.queue_timeout)
 
     def fallbacks_for(self, submit: Submit) -> list[Target]:
         """Where this request's call may go instead, in order: the request's own list, else the model's, else the provider's.

@@ -276,3 +276,30 @@ def test_what_is_wrong_with_further_calls(changes: dict[str, Any], code: str, pa
 
 def test_a_list_of_models_is_asked_for_without_a_model() -> None:
     assert CHAIN.refuse(msgspec.structs.replace(ASK, operation="models", model="")) is None
+
+
+QUEUES = Catalogue(
+    providers={
+        "p": ProviderEntry(timeouts=Timeouts(1.0), limit=1, queue_timeout=9.0, model_queue_timeouts={"slow": 60.0}),
+        "free": ProviderEntry(timeouts=Timeouts(1.0), limit=1),
+    },
+    max_metadata_size=100,
+)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "own", "seconds"),
+    [
+        ("p", "m", None, 9.0),
+        ("p", "slow", None, 60.0),
+        ("p", "slow", 2.0, 2.0),
+        ("free", "slow", None, None),
+        ("free", "m", 3.0, 3.0),
+        ("unknown", "m", None, None),
+        ("unknown", "m", 4.0, 4.0),
+    ],
+)
+def test_how_long_a_request_waits_for_its_first_call(
+    provider: str, model: str, own: float | None, seconds: float | None
+) -> None:
+    assert QUEUES.queue_timeout_for(Submit("r", provider, model, b"{}", queue_timeout=own)) == seconds
