@@ -11,14 +11,13 @@ from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.lifecycle import Lifecycle
-from callpool.manager.core.limits import AccountRules, LedgerRules, Limits
 from callpool.manager.core.machine import Core
 from callpool.manager.core.retry import RetryRules
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 from callpool.manager.errors import CallpoolError
 from callpool.manager.kinds import rules_of
-from callpool.manager.ledger_rules import slots_of
+from callpool.manager.ledger_rules import ledger_rules, slots_of
 from callpool.manager.settings import LOCAL_MODEL
 from callpool.workers.model_options import ModelOptions, find_model, require_engine
 
@@ -31,16 +30,16 @@ def build_core(boot: Boot) -> Core:
     """The core of a supervisor with these settings."""
     pool = boot.settings.supervisor
     catalogue = build_catalogue(boot)
-    accounts = {
-        name: AccountRules(limits=Limits(concurrency=entry.limit)) for name, entry in catalogue.providers.items()
-    }
-    ledger = Ledger(LedgerRules(accounts=accounts))
+    ledger = Ledger(ledger_rules(boot.settings))
     return Core(
         catalogue=catalogue,
         sessions=SessionTable(max_concurrent=pool.max_concurrent_sessions, max_metadata_bytes=pool.max_metadata_size),
         ledger=ledger,
         scheduler=Scheduler(
-            max_requests=pool.max_queued_requests, max_bytes=pool.max_queued_bytes, weight_of=ledger.weight_of
+            max_requests=pool.max_queued_requests,
+            max_bytes=pool.max_queued_bytes,
+            weight_of=ledger.weight_of,
+            ageing=pool.ageing,
         ),
         lifecycle=Lifecycle(
             max_requests=pool.history_requests,

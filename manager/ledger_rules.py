@@ -35,18 +35,19 @@ def slots_of(provider: ProviderSettings, most: int) -> int:
 
 
 def limits_each_model(provider: ProviderSettings) -> bool:
-    """Whether `concurrency` is what each model gets. Of models that are not listed nobody knows how many there are: they share it."""
-    return counting_of(provider).concurrency_of == "model" and bool(provider.models) and not provider.any_model
+    """Whether `concurrency` is what each model gets, and not the account as a whole."""
+    return counting_of(provider).concurrency_of == "model"
 
 
 def _account(provider: ProviderSettings, most: int) -> AccountRules:
     slots = slots_of(provider, most)
-    each = slots if limits_each_model(provider) else None
-    models = {name: _limits_of_model(model, each) for name, model in provider.models.items()}
+    by_model = limits_each_model(provider)
+    models = {name: _limits_of_model(model, slots if by_model else None) for name, model in provider.models.items()}
     prices = {name: _price(model) for name, model in provider.models.items()}
     return AccountRules(
-        limits=msgspec.structs.replace(_limits(provider), concurrency=slots if each is None else most),
+        limits=msgspec.structs.replace(_limits(provider), concurrency=most if by_model else slots),
         models={name: limits for name, limits in models.items() if limits != Limits()},
+        each_model=slots if by_model else None,
         prices={name: price for name, price in prices.items() if price is not None},
         counting=counting_of(provider),
         organization=provider.organization,

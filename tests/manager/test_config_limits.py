@@ -305,14 +305,15 @@ def test_a_model_has_no_more_calls_than_its_account() -> None:
 def test_where_each_model_has_its_own_calls_one_may_have_more() -> None:
     glm = {"kind": "glm", "concurrency": 5, "models": {"m": {"concurrency": 6}}}
     assert problems({"providers": {"g": glm}}) == []
-    assert "must be at most 5" in only_problem({"providers": {"g": glm | {"any_model": True}}})
+    assert problems({"providers": {"g": glm | {"any_model": True}}}) == []
     assert "must be at most 5" in only_problem({"providers": {"g": glm | {"concurrency_of": "account"}}})
 
 
 def test_warm_connections_are_bounded_by_all_calls_where_each_model_has_its_own() -> None:
     glm = {"kind": "glm", "concurrency": 5, "warm_connections": 6, "models": {"m": {}}}
     assert problems({"providers": {"g": glm}}) == []
-    assert "must be at most 5, which is concurrency" in only_problem({"providers": {"g": glm | {"any_model": True}}})
+    shared = glm | {"concurrency_of": "account"}
+    assert "must be at most 5, which is concurrency" in only_problem({"providers": {"g": shared}})
     pool = {"supervisor": {"max_concurrent_sessions": 4}}
     assert "must be at most 4, which is max_concurrent_sessions" in only_problem({"providers": {"g": glm}} | pool)
     assert only_problem({"providers": {"g": glm | {"connections": -1}}}).startswith("providers.g.connections: ")
@@ -550,6 +551,6 @@ def test_the_calls_in_effect_where_each_model_has_its_own() -> None:
     described = describe(load({"supervisor": {"queue_timeout": 9}, "providers": providers}, {}))["providers"]
     assert (described["g"]["concurrency"], described["g"]["connections"]) == (200, 200)
     assert [described["g"]["models"][name]["concurrency"] for name in "mn"] == [3, 7]
-    assert (described["open"]["concurrency"], described["home"]["concurrency"]) == (3, 8)
-    assert "concurrency" not in described["open"]["models"]["m"]
+    assert (described["open"]["concurrency"], described["home"]["concurrency"]) == (200, 8)
+    assert described["open"]["models"]["m"]["concurrency"] == 3
     assert described["g"]["queue_timeout"] == described["g"]["models"]["m"]["queue_timeout"] == 9.0

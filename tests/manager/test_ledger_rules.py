@@ -83,9 +83,8 @@ def test_nothing_is_limited_but_calls_where_nobody_says_so() -> None:
         ({"kind": "glm", "concurrency": 3, "models": {"m": {}, "n": {"concurrency": 7}}}, 70, {"m": 3, "n": 7}),
         ({"kind": "glm", "models": {"m": {}, "n": {"concurrency": 7}}}, 70, {"m": 70, "n": 7}),
         ({"kind": "local", "concurrency_of": "model", "models": {"m": {}}}, 70, {"m": 8}),
-        # Where any model may be asked for, nobody knows how many there are: together they have what one may have.
-        ({"kind": "glm", "concurrency": 3}, 3, {}),
-        ({"kind": "glm", "concurrency": 3, "any_model": True, "models": {"m": {"concurrency": 2}}}, 3, {"m": 2}),
+        ({"kind": "glm", "concurrency": 3}, 70, {}),
+        ({"kind": "glm", "concurrency": 3, "any_model": True, "models": {"m": {"concurrency": 2}}}, 70, {"m": 2}),
         ({"kind": "glm", "concurrency": 3, "concurrency_of": "account", "models": {"m": {}}}, 3, {}),
         ({"kind": "scripted", "concurrency": 3, "concurrency_of": "model", "models": {"m": {}}}, 70, {"m": 3}),
     ],
@@ -94,3 +93,7 @@ def test_whose_calls_at_once_are_limited(provider: dict[str, Any], of_account: i
     found = account(**provider)
     assert found.limits.concurrency == of_account
     assert {name: limits.concurrency for name, limits in found.models.items()} == of_models
+    by_model = found.counting.concurrency_of == "model"
+    assert found.each_model == (
+        provider.get("concurrency", 8 if provider["kind"] == "local" else 70) if by_model else None
+    )
