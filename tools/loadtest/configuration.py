@@ -1,0 +1,35 @@
+"""The configuration of the supervisor under test: all that it is told of the account stands here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from callpool.tools.loadtest.scenario import Scenario
+
+PROVIDER: Final = "account"
+"""Name of the provider in the configuration."""
+MINUTE_LIMITS_ARE_SETTINGS: Final = False  # SWITCH: True as soon as providers take the two settings below
+"""Whether a provider's settings have requests and tokens per minute."""
+DRAIN: Final = 5.0
+"""Seconds of the supervisor's drain: when it begins, nobody waits for an answer any more."""
+
+
+def supervisor_config(scenario: Scenario, base_url: str, key_file: Path) -> dict[str, Any]:
+    """What `callpool.start` takes."""
+    account: dict[str, Any] = {
+        "kind": scenario.dialect,
+        "base_url": base_url,
+        "api_key_file": str(key_file),  # named, so that no key of the user's environment is looked for
+        "concurrency": scenario.concurrency,
+        "timeout": scenario.call_timeout,
+    }
+    if MINUTE_LIMITS_ARE_SETTINGS:
+        account |= {"requests_per_minute": scenario.rpm, "tokens_per_minute": scenario.tpm}
+    supervisor = {
+        "workers": scenario.workers,
+        "max_concurrent_sessions": max(200, scenario.concurrency),  # the account is to be the limit, not the pool
+        "max_queued_requests": max(10_000, scenario.requests),
+        "shutdown_timeout": DRAIN,
+    }
+    return {"supervisor": supervisor, "providers": {PROVIDER: account}}
