@@ -114,9 +114,9 @@ def quota(
     with _progress(scenario) as look:
         verdicts = runs.run_all(scenario, direct=direct, look=look)
     if html is not None:
-        from callpool.tools.loadtest import page  # noqa: PLC0415 - as above
+        from callpool.tools.loadtest.page import page  # noqa: PLC0415 - as above
 
-        html.write_text(page.page(scenario, verdicts), encoding="utf-8")
+        html.write_text(page(scenario, verdicts), encoding="utf-8")
     if as_json:
         terminal.write_json(report.as_json(scenario, verdicts))
     else:

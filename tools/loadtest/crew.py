@@ -48,7 +48,7 @@ async def perform(orders: Sequence[Order], *, within: float, look: Callable[[int
     try:
         async with asyncio.timeout(READY_LIMIT):
             for order in orders:
-                crew.append(await _Member.start(order))
+                crew.append(await _Member.start(order))  # noqa: PERF401 - each is known as soon as it is there, and ended
             for member in crew:
                 await member.ready()
         for member in crew:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import Any, Literal
 
@@ -59,6 +59,10 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     share: float
     """Of all answers of the run, 0 to 1."""
+    share_while_all_wait: float | None
+    """Of the calls that began while every client still had requests that had not, 0 to 1; None where there were none."""
+    wait: float | None
+    """Median, in seconds; None where none of its requests was admitted."""
     finished: float
     """Seconds from the run's begin to the end of its last request."""
 
@@ -145,7 +149,7 @@ def judge(records: Sequence[CallRecord], outcomes: Sequence[Outcome], limits: Li
         peak_concurrency=timeline.peak(spans),
         requests_in_60s=sweep.requests,
         tokens_in_60s=sweep.tokens,
-        clients=_clients(outcomes, begin),
+        clients=_clients(outcomes, begun, begin),
     )
     return Verdict(
         figures=figures,
@@ -166,7 +170,7 @@ def first_admissions(admitted: Iterable[CallRecord]) -> dict[tuple[int, int], fl
 
 
 def waiting_time(
-    records: Sequence[CallRecord], outcomes: Iterable[Outcome], begun: dict[tuple[int, int], float]
+    records: Sequence[CallRecord], outcomes: Iterable[Outcome], begun: Mapping[tuple[int, int], float]
 ) -> Span:
     """From the first call to the moment when no request was left to begin: each has begun, or ended without ever beginning."""
     if not records:
@@ -221,14 +225,16 @@ def _sweep(records: Sequence[CallRecord], limits: Limits, max_tokens: int) -> _S
     return found
 
 
-def _clients(outcomes: Iterable[Outcome], begin: float) -> list[ClientFigures]:
+def _clients(outcomes: Iterable[Outcome], begun: Mapping[tuple[int, int], float], begin: float) -> list[ClientFigures]:
     of_client: dict[int, list[Outcome]] = {}
     for outcome in outcomes:
         of_client.setdefault(outcome.client, []).append(outcome)
     answers = sum(outcome.error is None for own in of_client.values() for outcome in own)
+    contended = shares_while_all_wait(of_client, begun)
     figures = []
     for client, own in sorted(of_client.items()):
         done = sum(outcome.error is None for outcome in own)
+        waits = sorted(begun[client, each.number] - each.submitted for each in own if (client, each.number) in begun)
         figures.append(
             ClientFigures(
                 client=client,
@@ -236,10 +242,32 @@ def _clients(outcomes: Iterable[Outcome], begin: float) -> list[ClientFigures]:
                 done=done,
                 failed=len(own) - done,
                 share=done / answers if answers else 0.0,
+                share_while_all_wait=contended.get(client),
+                wait=quantile(waits, 0.5),
                 finished=max(outcome.ended for outcome in own) - begin,
             )
         )
     return figures
+
+
+def shares_while_all_wait(
+    of_client: Mapping[int, Sequence[Outcome]], begun: Mapping[tuple[int, int], float]
+) -> dict[int, float]:
+    """Client → its share of the calls that began before any client had nothing left to begin. Empty where there were none.
+
+    Over a whole run each client gets what it asks for, early or late; what each gets while all want more is what a queue decides.
+    """
+    moments = {
+        client: [begun.get((client, outcome.number), outcome.ended) for outcome in own]
+        for client, own in of_client.items()
+    }
+    until = min((max(own) for own in moments.values()), default=0.0)
+    counts = {
+        client: sum(begun.get((client, outcome.number), until) < until for outcome in own)
+        for client, own in of_client.items()
+    }
+    total = sum(counts.values())
+    return {client: count / total for client, count in counts.items()} if total else {}
 
 
 def _rounded(value: Any) -> Any:

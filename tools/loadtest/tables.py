@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
 from rich.table import Table
 from rich.text import Text
 
-from callpool.tools.cli import tables, terminal
-from callpool.tools.cli.figures import bar
+from callpool.tools.cli import tables
 from callpool.tools.loadtest import words
 from callpool.tools.loadtest.judge import Figures, Verdict
 from callpool.tools.loadtest.runs import MEANINGS, OURS
@@ -46,10 +44,8 @@ def _comparison(scenario: Scenario, figures: Mapping[str, Figures]) -> Table:
 
 def _clients(figures: Figures) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for name in ("client", "requests", "done", "failed", "share", "finished after"):
+    for name in ("client", "requests", "done", "failed", "share", "while all wait", "wait", "finished"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
-    unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
     for each in figures.clients[:MOST_CLIENTS]:
         table.add_row(
             str(each.client),
@@ -57,11 +53,10 @@ def _clients(figures: Figures) -> Table:
             f"{each.done:,}",
             Text(f"{each.failed:,}", style="red" if each.failed else ""),
             words.share(each.share),
+            words.share(each.share_while_all_wait),
+            words.seconds(each.wait),
             words.seconds(each.finished),
-            Text(bar(each.done, max(1, figures.done), unicode=unicode), style="green"),
         )
     if len(figures.clients) > MOST_CLIENTS:
-        table.add_row(
-            terminal.one_line(f"+{len(figures.clients) - MOST_CLIENTS}"), "", "", "", "", "", "more: see --json"
-        )
+        table.add_row(f"+{len(figures.clients) - MOST_CLIENTS}")
     return table
