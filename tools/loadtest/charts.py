@@ -14,7 +14,7 @@ from typing import Final
 WIDTH: Final = 360.0
 LEFT: Final = 40.0
 RIGHT: Final = 10.0
-TOP: Final = 14.0
+TOP: Final = 18.0
 BOTTOM: Final = 30.0
 PLOT: Final = WIDTH - LEFT - RIGHT
 """Width of the plot itself."""
@@ -48,7 +48,7 @@ class Axes:
         return self.floor - (self.floor - TOP) * value / self.up
 
     def drawn(self, what: str, below: str, *, suffix: str = "") -> str:
-        """Lines and numbers. `what` is counted upwards, `below` is written under the plot."""
+        """Lines and numbers. `what` is counted upwards, and written above the plot; `below` under it."""
         parts = []
         for value in ticks(self.up, 4):
             at = self.y(value)
@@ -56,7 +56,7 @@ class Axes:
             parts.append(text(LEFT - 5, at + 3.5, f"{short(value)}{suffix}", "end"))
         parts += [text(self.x(value), self.floor + 13, short(value), "middle") for value in ticks(self.across, 6)]
         parts.append(text(WIDTH - RIGHT, self.height - 4, below, "end"))
-        parts.append(text(LEFT, self.height - 4, what, "start"))
+        parts.append(text(LEFT, 10, what, "start"))
         return "".join(parts)
 
 

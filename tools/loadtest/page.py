@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Final
@@ -33,16 +34,17 @@ h2 { font-size: 18px; margin: 32px 0 12px; }
 h3 { font-size: 15px; margin: 0; }
 p { margin: 0 0 8px; max-width: 80ch; }
 .dim, footer { color: var(--dim); font-size: 13px; }
+footer { margin-top: 32px; }
 .grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px; min-width: 0; }
-.wide { max-width: 660px; }
+.wide { max-width: 480px; }
 .scroll { overflow-x: auto; padding: 4px 14px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 0 5px 14px; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child { text-align: left; font-weight: normal; padding-left: 0; }
 th.in { padding-left: 16px; color: var(--dim); }
 tr:last-child > * { border-bottom: 0; }
-td { white-space: nowrap; }
+td { white-space: nowrap; width: 19%; }
 svg { display: block; width: 100%; height: auto; margin-top: 8px; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--dim); }
 svg text.strong { fill: var(--ink); }
@@ -52,8 +54,9 @@ svg .area { fill-opacity: .75; }
 svg .curve { fill: none; stroke-width: 2; }
 svg .refused { fill: var(--refused); }
 .key { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; vertical-align: -1px; }
-.legend span { white-space: nowrap; margin-right: 16px; }
-@media (max-width: 520px) { body { font-size: 14px; } th, td { padding-left: 8px; font-size: 12.5px; } }
+.legend > span { white-space: nowrap; margin-right: 16px; }
+@media (max-width: 520px) { body { font-size: 14px; } th, td { padding-left: 8px; font-size: 12.5px; }
+  td { width: auto; } th.in { padding-left: 8px; } .scroll { padding: 4px 10px; } }
 """
 
 
@@ -65,8 +68,8 @@ def page(scenario: Scenario, verdicts: Mapping[str, Verdict]) -> str:
         '<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}{_colours(verdicts)}</style></head><body><main>"
-        f"<h1>{escape(title)}</h1><p>{escape(words.head(scenario))}</p>"
-        f'<p class="dim">{escape(_judged())}</p>'
+        f"<h1>{escape(title)}</h1><p>{_prose(words.head(scenario))}</p>"
+        f'<p class="dim">{_prose(_judged())}</p>'
         f"{_table(scenario, verdicts)}"
         "<h2>Open calls and refusals over time</h2>"
         f'<div class="grid">{"".join(_time_cards(scenario, verdicts))}</div>'
@@ -120,7 +123,7 @@ def _waits(verdicts: Mapping[str, Verdict]) -> str:
     curves = {name: (verdict.waits, verdict.figures.requests) for name, verdict in verdicts.items()}
     legend = "".join(f"<span>{_key(name)}{escape(words.SHORT[name])}</span>" for name in verdicts)
     note = "From submission to the provider's admission. What failed never begins: its line ends below 100 %."
-    return f'<div class="card wide"><p class="legend">{legend}</p>{charts.waits(curves)}<p class="dim">{escape(note)}</p></div>'
+    return f'<div class="card wide"><p class="legend">{legend}</p>{charts.waits(curves)}<p class="dim">{_prose(note)}</p></div>'
 
 
 def _client_cards(verdicts: Mapping[str, Verdict]) -> list[str]:
@@ -144,6 +147,11 @@ def _card(name: str, inner: str) -> str:
 
 def _key(name: str) -> str:
     return f'<span class="key {escape(name)}"></span>'
+
+
+def _prose(text: str) -> str:
+    """Text as HTML; a number and its unit stay on one line."""
+    return escape(re.sub(r"(?<=\d) (?=(?:s|%)(?:\W|$))", "\u00a0", text))
 
 
 def _footer(scenario: Scenario) -> str:
