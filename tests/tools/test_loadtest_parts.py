@@ -73,7 +73,7 @@ def test_the_supervisor_is_told_what_clients_believe(monkeypatch: pytest.MonkeyP
     config = supervisor_config(scenario, "http://127.0.0.1:1/v1", Path("key"))
     account = config["providers"]["account"]
     assert account["concurrency"] == 70
-    assert config["supervisor"]["max_queued_requests"] >= 50_000
+    assert config["supervisor"]["max_queued_requests"] >= 200_000, "requests and promised places"
     monkeypatch.setattr(configuration, "MINUTE_LIMITS_ARE_SETTINGS", True)
     account = supervisor_config(scenario, "http://127.0.0.1:1/v1", Path("key"))["providers"]["account"]
     assert (account["requests_per_minute"], account["tokens_per_minute"]) == (5, 6_000)

@@ -85,7 +85,7 @@ def quota(
 
     The provider is a fake on this machine that refuses what is over its limits with 429; its log is the judge. No key is
     needed. After callpool come the same requests without it, in two ways that people write today: every client takes the whole
-    concurrency for itself, or its part. With the defaults each of the three runs takes about a minute.
+    concurrency for itself, or its part. With the defaults each of the three runs takes a minute at most.
     """
     if clients > requests:
         raise _wrong("--clients", f"{clients} clients need at least {clients} requests, --requests is {requests}")
@@ -113,17 +113,17 @@ def quota(
 
     with _progress(scenario) as look:
         verdicts = runs.run_all(scenario, direct=direct, look=look)
-    if html is not None:
-        from callpool.tools.loadtest.page import page  # noqa: PLC0415 - as above
-
-        html.write_text(page(scenario, verdicts), encoding="utf-8")
     if as_json:
         terminal.write_json(report.as_json(scenario, verdicts))
     else:
         from callpool.tools.loadtest import tables  # noqa: PLC0415 - JSON needs no tables
 
         tables.show(scenario, verdicts)
-        if html is not None:
+    if html is not None:
+        from callpool.tools.loadtest.page import page  # noqa: PLC0415 - few ask for it
+
+        html.write_text(page(scenario, verdicts), encoding="utf-8")
+        if not as_json:
             terminal.say(f"callpool: the charts are in {terminal.one_line(str(html))}")
     return Exit.OK
 

@@ -29,7 +29,8 @@ def supervisor_config(scenario: Scenario, base_url: str, key_file: Path) -> dict
     supervisor = {
         "workers": scenario.workers,
         "max_concurrent_sessions": max(200, scenario.concurrency),  # the account is to be the limit, not the pool
-        "max_queued_requests": max(10_000, scenario.requests),
+        # Places that are promised to clients fill a quarter of the queue at most, and count like what waits in it.
+        "max_queued_requests": max(10_000, 4 * scenario.requests),
         "shutdown_timeout": DRAIN,
     }
     return {"supervisor": supervisor, "providers": {PROVIDER: account}}

@@ -16,8 +16,6 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     delays: list[float]
     """Seconds that each of its calls takes."""
     max_tokens: int
-    timeout: float
-    """Seconds for one call."""
     wait: float
     """Seconds for everything."""
 
@@ -34,6 +32,8 @@ class Directly(Order, frozen=True, kw_only=True, tag="direct"):
     url: str
     """Of chat completions."""
     key: str
+    timeout: float
+    """Seconds for one call."""
     at_once: int
     """Calls at once that this process allows itself."""
 

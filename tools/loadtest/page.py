@@ -135,8 +135,10 @@ def _client_cards(verdicts: Mapping[str, Verdict]) -> list[str]:
             for each in clients[:MOST_CLIENTS]
         ]
         more = len(clients) - len(rows)
-        note = f'<p class="dim">and {more} more</p>' if more else ""
-        cards.append(_card(name, charts.shares(rows, name) + note))
+        notes = [f"and {more} more"] if more else []
+        if told := words.failures(verdict.figures):
+            notes.append(f"errors: {told}")
+        cards.append(_card(name, charts.shares(rows, name) + "".join(f'<p class="dim">{_prose(n)}</p>' for n in notes)))
     return cards
 
 

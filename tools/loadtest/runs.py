@@ -77,7 +77,6 @@ def _orders_of_callpool(scenario: Scenario, address: str) -> list[Order]:
             client=client,
             delays=scenario.delays(client),
             max_tokens=scenario.max_tokens,
-            timeout=scenario.call_timeout,
             wait=scenario.deadline,
             address=address,
         )

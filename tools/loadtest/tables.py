@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
-from callpool.tools.cli import tables
+from callpool.tools.cli import tables, terminal
 from callpool.tools.loadtest import words
 from callpool.tools.loadtest.judge import Figures, Verdict
 from callpool.tools.loadtest.runs import MEANINGS, OURS
@@ -20,11 +20,17 @@ MOST_CLIENTS = 20
 def show(scenario: Scenario, verdicts: Mapping[str, Verdict]) -> None:
     """Print the comparison, and what each client got of callpool."""
     figures = {name: verdict.figures for name, verdict in verdicts.items()}
+    notes = [Text(MEANINGS[name], style="dim") for name in figures if name != OURS]
+    notes += [
+        Text(f"errors of {words.SHORT[name]}: {terminal.one_line(told)}")
+        for name, each in figures.items()
+        if (told := words.failures(each))
+    ]
     tables.print_parts(
         Text(words.head(scenario)),
         Text(),
         _comparison(scenario, figures),
-        Text("\n".join(MEANINGS[name] for name in figures if name != OURS), style="dim"),
+        *([Text(), *notes] if notes else []),
         Text("\nClients of callpool", style="bold"),
         _clients(figures[OURS]),
     )
@@ -38,7 +44,6 @@ def _comparison(scenario: Scenario, figures: Mapping[str, Figures]) -> Table:
     columns = [words.rows(scenario, each) for each in figures.values()]
     for cells in zip(*columns, strict=True):
         table.add_row(cells[0][0], *(value for _, value in cells))
-    table.add_row()
     return table
 
 

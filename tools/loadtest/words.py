@@ -31,6 +31,12 @@ def rows(scenario: Scenario, figures: Figures) -> list[tuple[str, str]]:
     ]
 
 
+def failures(figures: Figures) -> str:
+    """The errors of a run by their codes, the most frequent first; empty where there were none."""
+    counts = sorted(figures.errors.items(), key=lambda each: (-each[1], each[0]))
+    return ", ".join(f"{code} {count:,}" for code, count in counts)
+
+
 def head(scenario: Scenario) -> str:
     """The scenario in a few sentences."""
     told = (
