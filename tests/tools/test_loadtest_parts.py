@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -70,12 +69,12 @@ def test_a_split_account_is_split_whole_and_nobody_has_none() -> None:
 
 def test_the_supervisor_is_told_what_clients_believe(monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = Scenario(concurrency=70, true_concurrency=30, requests=50_000, rpm=5, tpm=6_000)
-    config = supervisor_config(scenario, "http://127.0.0.1:1/v1", Path("key"))
+    config = supervisor_config(scenario, "http://127.0.0.1:1/v1")
     account = config["providers"]["account"]
     assert account["concurrency"] == 70
     assert config["supervisor"]["max_queued_requests"] >= 200_000, "requests and promised places"
     monkeypatch.setattr(configuration, "MINUTE_LIMITS_ARE_SETTINGS", True)
-    account = supervisor_config(scenario, "http://127.0.0.1:1/v1", Path("key"))["providers"]["account"]
+    account = supervisor_config(scenario, "http://127.0.0.1:1/v1")["providers"]["account"]
     assert (account["requests_per_minute"], account["tokens_per_minute"]) == (5, 6_000)
 
 

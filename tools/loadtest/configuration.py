@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 from callpool.tools.loadtest.scenario import Scenario
 
 PROVIDER: Final = "account"
 """Name of the provider in the configuration."""
+KEY_VARIABLE: Final = "CALLPOOL_LOADTEST_KEY"
+"""Where the supervisor's starter finds the key. It is set for that alone, with a key made up for the run."""
 MINUTE_LIMITS_ARE_SETTINGS: Final = False  # SWITCH: True as soon as providers take the two settings below
 """Whether a provider's settings have requests and tokens per minute."""
 DRAIN: Final = 5.0
 """Seconds of the supervisor's drain: when it begins, nobody waits for an answer any more."""
 
 
-def supervisor_config(scenario: Scenario, base_url: str, key_file: Path) -> dict[str, Any]:
+def supervisor_config(scenario: Scenario, base_url: str) -> dict[str, Any]:
     """What `callpool.start` takes."""
     account: dict[str, Any] = {
         "kind": scenario.dialect,
         "base_url": base_url,
-        "api_key_file": str(key_file),  # named, so that no key of the user's environment is looked for
+        "api_key_env": KEY_VARIABLE,  # named, so that no key of the user's environment is looked for
         "concurrency": scenario.concurrency,
         "timeout": scenario.call_timeout,
     }

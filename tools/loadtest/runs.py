@@ -10,11 +10,10 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
-import callpool
-from callpool.tools.loadtest.configuration import supervisor_config
+from callpool.manager import launch
+from callpool.tools.loadtest.configuration import KEY_VARIABLE, supervisor_config
 from callpool.tools.loadtest.crew import perform
 from callpool.tools.loadtest.judge import Verdict, judge
 from callpool.tools.loadtest.messages import Directly, Order, ThroughCallpool
@@ -61,14 +60,15 @@ def _run(name: str, scenario: Scenario, look: Look) -> Verdict:
 
 @contextlib.contextmanager
 def _supervisor(scenario: Scenario, base_url: str, key: str) -> Iterator[str]:
-    """A supervisor of this process's own, in directories of its own; yields its address."""
+    """A supervisor of this process's own, in directories of its own; yields its address.
+
+    What `callpool.start` does, but for the environment: the lock of a key that nobody will use again is not to stay among the
+    user's, and no key of the user's is looked at.
+    """
     with tempfile.TemporaryDirectory(prefix="callpool-loadtest-") as folder:
-        key_file = Path(folder, "key")
-        descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.write(descriptor, key.encode())
-        os.close(descriptor)
-        with callpool.start(supervisor_config(scenario, base_url, key_file)) as client:
-            yield client.address
+        environ = os.environ | {KEY_VARIABLE: key, "CALLPOOL_KEY_LOCK_DIR": folder}
+        with contextlib.closing(launch.Embedded(supervisor_config(scenario, base_url), environ)) as supervisor:
+            yield supervisor.address
 
 
 def _orders_of_callpool(scenario: Scenario, address: str) -> list[Order]:

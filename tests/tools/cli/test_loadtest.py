@@ -19,7 +19,7 @@ QUOTA = ("loadtest", "quota")
 SMALL = ("--clients", "2", "--requests", "12", "--concurrency", "3", "--seconds", "0.1", "--workers", "1")
 
 
-def test_callpool_alone_uses_the_account_and_is_never_refused(inside: Run, tmp_path: Path) -> None:
+def test_callpool_alone_uses_the_account_and_is_never_refused(inside: Run, tmp_path: Path, base_folder: Path) -> None:
     page = tmp_path / "page.html"
     done = inside(*QUOTA, *SMALL, "--no-direct", "--json", "--html", str(page))
     assert (done.returncode, done.stderr) == (0, "")
@@ -35,6 +35,9 @@ def test_callpool_alone_uses_the_account_and_is_never_refused(inside: Run, tmp_p
     assert told["scenario"]["true_concurrency"] == 3
     assert told["versions"].keys() >= {"callpool", "python", "aiohttp"}
     assert "<svg" in page.read_text()
+    assert not list(base_folder.glob("keys/*")), "the lock of a made-up key stays among the user's"
+    assert not list(base_folder.glob("home/*"))
+    assert not list(base_folder.glob("run/embedded/*"))
 
 
 def test_people_get_tables_of_callpool_beside_the_same_clients_without_it(alone: Run) -> None:
