@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -89,7 +88,7 @@ def quota(
     """
     if clients > requests:
         raise _wrong("--clients", f"{clients} clients need at least {clients} requests, --requests is {requests}")
-    if not (math.isfinite(seconds) and 0.01 <= seconds <= LONGEST_CALL):
+    if not 0.01 <= seconds <= LONGEST_CALL:  # also what is no number
         raise _wrong("--seconds", f"must be from 0.01 to {LONGEST_CALL:g}, got {seconds:g}")
     if (charged := largest_charge(max_tokens)) > tpm:
         raise _wrong("--tpm", f"{tpm} is less than the {charged} tokens that one request can be charged (--max-tokens)")

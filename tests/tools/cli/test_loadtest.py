@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,14 @@ def test_a_limit_lower_than_told_is_met_by_all(inside: Run) -> None:
         assert [client["requests"] for client in figures["clients"]] == [10, 2]
     assert told["runs"]["direct"]["rejections"] > 0, "each client made three calls at once where one is allowed"
     assert told["rejections"] == told["runs"]["callpool"]["rejections"]
+
+
+def test_a_terminal_is_told_how_far_it_is(on_terminal: Callable[..., Any]) -> None:
+    shown = on_terminal(plain_environment(), *QUOTA, *SMALL, "--no-direct")
+    shown.until("of 12 requests over")
+    status, rest = shown.rest()
+    assert status == 0
+    assert "\x1b[1mClients of callpool" in rest
 
 
 @pytest.mark.parametrize(
