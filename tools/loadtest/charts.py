@@ -22,8 +22,8 @@ ROW: Final = 20.0
 """Height of one row of horizontal bars."""
 NAME: Final = 62.0
 """Width of a row's name."""
-VALUE: Final = 128.0
-"""Width of a row's value."""
+LETTER: Final = 6.4
+"""Width that a letter of a chart's text takes at most, in the mean."""
 
 
 class Axes:
@@ -149,14 +149,14 @@ def sampled(count: int, most: int) -> list[int]:
 def shares(rows: Sequence[tuple[str, int, int, str]], style: str) -> str:
     """For each row a name, what was done, what failed, and a few words: two bars in one."""
     most = max([done + failed for _, done, failed, _ in rows], default=1) or 1
-    room = WIDTH - NAME - VALUE
+    told = [f"{done:,}{f', {failed:,} failed' if failed else ''}{more}" for _, done, failed, more in rows]
+    room = WIDTH - NAME - 8 - LETTER * max(map(len, told), default=0)
     parts = []
-    for number, (name, done, failed, more) in enumerate(rows):
+    for number, (name, done, failed, _) in enumerate(rows):
         top = number * ROW + 4
         width, lost = room * done / most, room * failed / most
         parts.append(text(NAME - 6, top + 11, name, "end"))
         parts.append(f'<rect class="{escape(style)}" x="{NAME:g}" y="{top:g}" width="{width:.1f}" height="14"/>')
         parts.append(f'<rect class="refused" x="{NAME + width:.1f}" y="{top:g}" width="{lost:.1f}" height="14"/>')
-        told = f"{done:,}{f', {failed:,} failed' if failed else ''}{more}"
-        parts.append(text(NAME + width + lost + 5, top + 11, told, "start"))
+        parts.append(text(NAME + width + lost + 5, top + 11, told[number], "start"))
     return svg(len(rows) * ROW + 6, "answers of each client", parts)

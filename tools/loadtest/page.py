@@ -52,6 +52,7 @@ svg .grid { stroke: var(--line); }
 svg .limit { stroke: var(--ink); stroke-dasharray: 5 4; }
 svg .area { fill-opacity: .75; }
 svg .curve { fill: none; stroke-width: 2; }
+svg .curve.direct_split { stroke-dasharray: 7 5; }
 svg .refused { fill: var(--refused); }
 .key { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; vertical-align: -1px; }
 .legend > span { white-space: nowrap; margin-right: 16px; }
