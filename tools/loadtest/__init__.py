@@ -7,5 +7,5 @@ client.py         a client of callpool; direct.py: one that calls the provider i
 crew.py           the parent's side: start them, give the word, collect
 runs.py           the three runs, each with a fresh fake provider
 judge.py          figures from the fake's own log; timeline.py: open calls over time
-report.py         the tables; page.py and charts.py: the page
+words.py          the figures in words; tables.py: on a terminal; report.py: as JSON; page.py, charts.py: as a page
 """
