@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from callpool.manager.core.deadlines import TICK
+from callpool.manager.core.dispatching import TIMEOUT_GRACE
 from callpool.manager.core.drain import CUT_GRACE
 from callpool.manager.core.events import (
     CancelAsked,
@@ -23,7 +24,6 @@ from callpool.manager.core.events import (
     ToWorker,
     WorkerDown,
 )
-from callpool.manager.core.dispatching import TIMEOUT_GRACE
 from callpool.manager.core.machine import END_GRACE, MAX_LOST_ATTEMPTS
 from callpool.manager.core.messages import (
     Accepted,
