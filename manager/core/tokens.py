@@ -35,7 +35,8 @@ ANSWER_TOKENS: Final = 3
 """What marks the answer's beginning."""
 FILE_TOKENS: Final = 1024
 """Of an image or another file in a message. What it comes to depends on its pixels, seconds or pages, which nobody here looks at;
-its bytes tell nothing. A picture of 1024 x 1024 has 765 with OpenAI's models of 2024, one of 512 x 512 has 1,296 with Kimi's."""
+its bytes tell nothing. A picture of 1024 x 1024 has 765 with OpenAI's models of 2024, one of 512 x 512 has 1,296 with Kimi's, as one
+host of them says; Moonshot itself only says that more pixels have more."""
 MOST: Final = 10**12
 """Where an estimate ends: far beyond every request that is meant, and sums of many still fit 64 bits."""
 

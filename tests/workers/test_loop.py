@@ -214,7 +214,7 @@ def test_each_part_of_an_answer_is_reckoned_and_counted_alone(monkeypatch: pytes
         [provider] = bench.made
         provider.answer = Answer(content="One, ", finish_reason="length", usage=COUNTS)
         provider.may_answer.set()
-        payload = {**SENT, "max_tokens": 100, "callpool": {"enable_continuation": True, "max_total_tokens": 130}}
+        payload = {**SENT, "max_tokens": 100, "callpool": {"enable_continuation": True, "max_total_tokens": 103}}
         bench.send(dispatch(payload))
         await until(lambda: bench.last(Continues))
         assert bench.last(Started).tokens == Usage(AROUND + 1, 100)
@@ -227,7 +227,8 @@ def test_each_part_of_an_answer_is_reckoned_and_counted_alone(monkeypatch: pytes
             await until(lambda: bench.last(Continues) or bench.last(Finished))
         second = bench.last(Started).tokens
         beginning = "One, " if part == 1 else "One, two, "
-        assert second == Usage(AROUND + 1 + 4 + -(-len(beginning) // 4), 100), "the beginning goes with it"
+        assert second.prompt == AROUND + 1 + 4 + -(-len(beginning) // 4), "the beginning goes with it"
+        assert second.answer == 103 - 5 * part, "what is left of all its tokens"
         finished = bench.last(Finished)
         assert finished.usage == Usage(10, 5, 4)
         assert msgspec.json.decode(finished.body)["usage"]["completion_tokens"] == 5 * (part + 1)
