@@ -32,7 +32,7 @@ TOOL = {
     "function": {"name": "find", "parameters": {"type": "object", "properties": {"what": {"type": "string"}}}},
 }
 
-texts = st.text(st.characters(), max_size=200)
+texts = st.text(st.characters(exclude_categories=()), max_size=200)
 """Every character there is, halves of surrogate pairs among them."""
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
@@ -98,6 +98,8 @@ def test_what_a_model_is_told_besides_messages() -> None:
     for _ in range(5_000):
         deep = [deep]
     assert told("", tools=deep) >= 1, "deeper than any encoder goes"
+    assert told("", tools="\ud800") >= 1, "what UTF-8 has no form for"
+    assert told("", tools=object()) >= 1, "and JSON neither"
 
 
 @pytest.mark.parametrize(
