@@ -75,8 +75,10 @@ def prompt_tokens(messages: Sequence[Mapping[str, Any]], parameters: Mapping[str
     for message in messages:
         told += MESSAGE_TOKENS
         for name, value in message.items():
+            if name == "role":
+                continue
             if isinstance(value, str):
-                told += text_tokens(value) if name != "role" else 0
+                told += text_tokens(value) if name == "content" else _loose(value)
             elif isinstance(value, list | tuple | Mapping):  # a flag, or nothing, is no text
                 told += _json(value) if name in CALLS else _parts(value)
     for name in IN_PROMPT:
@@ -105,9 +107,14 @@ def _parts(value: object) -> int:
     return sum(map(_part, value)) if isinstance(value, list | tuple) else _part(value)
 
 
+def _loose(text: str) -> int:
+    """Of a text that no type calls one."""
+    return FILE_TOKENS if _ENCODED.match(text) else text_tokens(text)
+
+
 def _part(part: object) -> int:
     if isinstance(part, str):
-        return text_tokens(part)
+        return _loose(part)
     if not isinstance(part, Mapping):
         return _nested(part)
     kind, text = part.get("type"), part.get("text")

@@ -137,8 +137,9 @@ def test_base64_in_what_nobody_knows_is_no_text_either(unknown: Any) -> None:
 
 def test_base64_outside_of_parts() -> None:
     """Some services take images beside the content."""
-    message = {"role": "user", "content": "abcd", "images": [{"data": BASE64}]}
-    assert prompt_tokens([message], {}) < AROUND + 1 + FILE_TOKENS + 50
+    for images in ([{"data": BASE64}], [BASE64], {"one": BASE64}, BASE64, "data:image/png;base64,AAAA"):
+        message = {"role": "user", "content": "abcd", "images": images}
+        assert AROUND + 1 + FILE_TOKENS <= prompt_tokens([message], {}) < AROUND + 1 + FILE_TOKENS + 50
 
 
 def test_what_only_looks_like_a_file_is_text() -> None:
