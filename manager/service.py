@@ -322,7 +322,7 @@ class Service:
     def _event_of(self, caller: Caller, message: ClientMessage) -> Event | None:
         """The event of a message; None where it was refused here."""
         if type(message) is Submit:
-            return Submitted(caller.client, message, next(self._session_ids))
+            return Submitted(caller.client, message, next(self._session_ids), caller.name)
         if type(message) is Cancel:
             return CancelAsked(caller.client, message.request_id)
         if type(message) is Note:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from callpool.manager.core.faults import Fault, bad_input
-from callpool.manager.core.parameter_rules import Rules
+from callpool.manager.core.limits import MAX_AFFINITY, MAX_CLIENT_NAME, PRIORITIES, Usage
+from callpool.manager.core.parameter_rules import Rules, shown
 from callpool.manager.core.retry import MAX_ATTEMPTS, MAX_FALLBACKS, Target
+from callpool.manager.core.tokens import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.messages import Submit
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+CLIENT_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_CLIENT_NAME}}}")
 MAX_TIMEOUT = 86_400.0
 """Seconds: a day. A longer wait for one answer is a mistake in a unit."""
 MAX_MODEL_NAME = 200
@@ -154,6 +157,8 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             return entry.refusal
         if (fault := refuse_timeouts(submit) or self._refuse_retries(submit)) is not None:
             return fault
+        if (fault := refuse_order(submit)) is not None:
+            return fault
         if len(submit.payload) > self.max_payload_size:
             size, limit = len(submit.payload), self.max_payload_size
             return bad_input("messages", f"are {size} bytes as JSON, the limit is {limit}", size=size, limit=limit)
@@ -218,6 +223,46 @@ def refuse_session(submit: Submit) -> Fault | None:
         if len(text) > MAX_MODEL_NAME:
             return bad_input(name, f"has {len(text)} characters, the limit is {MAX_MODEL_NAME}")
     return refuse_timeout(submit.timeout, "timeout_seconds")
+
+
+def refuse_order(given: Submit) -> Fault | None:
+    """The fault in what a request says of its turn and its size, or None."""
+    return (
+        _refuse_priority(given.priority)
+        or refuse_timeout(given.queue_timeout, "queue_timeout")
+        or _refuse_affinity(given.affinity)
+        or _refuse_tokens(given.tokens)
+    )
+
+
+def _refuse_priority(given: object) -> Fault | None:
+    if isinstance(given, str) and given in PRIORITIES:
+        return None
+    return bad_input("priority", f"must be one of {', '.join(PRIORITIES)}, got {shown(given)}")
+
+
+def _refuse_affinity(given: object) -> Fault | None:
+    if given is None or (isinstance(given, str) and 1 <= len(given) <= MAX_AFFINITY and given.isprintable()):
+        return None
+    return bad_input(
+        "affinity", f"must be 1 to {MAX_AFFINITY} printable characters, got {shown(given)}", limit=MAX_AFFINITY
+    )
+
+
+def _refuse_tokens(given: Usage) -> Fault | None:
+    """A client of another kind may reckon wrongly, but a count below nothing would give back what others use."""
+    if all(0 <= count <= MOST for count in (given.prompt, given.answer, given.cached)):
+        return None
+    return bad_input("tokens", f"must be from 0 to {MOST} each", limit=MOST)
+
+
+def refuse_client_name(name: object, param: str = "name") -> Fault | None:
+    """The fault in the name under which a client is reckoned, or None."""
+    if isinstance(name, str) and CLIENT_NAME.fullmatch(name) is not None:
+        return None
+    return bad_input(
+        param, f"must be 1 to {MAX_CLIENT_NAME} of A-Z a-z 0-9 _ . -, got {shown(name)}", limit=MAX_CLIENT_NAME
+    )
 
 
 def refuse_timeouts(given: Submit) -> Fault | None:

@@ -49,7 +49,7 @@ def config(base_folder: Path) -> str:
 @pytest.fixture
 def environment() -> dict[str, str]:
     """The test's own, for programs that it starts and goes on."""
-    dropped = {"NO_COLOR", "FORCE_COLOR", "CALLPOOL_ADDRESS", "CALLPOOL_DEBUG", "PYTHONPATH"}
+    dropped = {"NO_COLOR", "FORCE_COLOR", "CALLPOOL_ADDRESS", "CALLPOOL_CLIENT", "CALLPOOL_DEBUG", "PYTHONPATH"}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return kept | {"COLUMNS": "80", "TERM": "xterm-256color"}
 
