@@ -17,6 +17,7 @@ import callpool
 from callpool.tools.testing.fake_provider import FAULTS, CallRecord, FakeProviderProcess
 from tests.acceptance.faults.matrix import (
     DEADLINE,
+    IMPATIENT,
     LONG_HANG,
     SILENCES,
     STOPPING,
@@ -32,6 +33,7 @@ from tests.acceptance.faults.matrix import (
     table,
 )
 from tests.acceptance.running import Running, detached, eventually
+from tests.outcomes import WAITS_TOO_LONG
 
 POOL = {
     "circuit_failures": 0,
@@ -139,6 +141,9 @@ def test_errors_name_their_account_and_timeouts_their_deadline(house: House) -> 
     failed = {case: told.error for case, told in house.told.items() if told.error is not None}
     assert len(failed) > len(house.told) / 2
     for case, error in failed.items():
+        if case.fault in WAITS_TOO_LONG and case.way != "once":
+            assert (error.which, error.seconds, error.sent) == ("queue", IMPATIENT, False)
+            continue
         assert (error.provider, error.model) == (case.account, "m")
         if isinstance(error, callpool.RequestTimeout):
             assert (error.which, error.seconds) == (case.silence or "total", DEADLINE)
