@@ -221,9 +221,11 @@ def all_ended(calls: list[CallRecord]) -> bool:
 def calls_in(record: dict[str, Any]) -> int:
     """How many calls of a request reached the provider, by its record: those before the last one, and the last one."""
     phases = [each["phase"] for each in record["phases"]]
-    assert len(record["attempts"]) == record["attempt"] - 1, record
     last = phases[len(phases) - 1 - phases[::-1].index("DEQUEUED") :]
-    return len([each for each in record["attempts"] if each["called"]]) + ("PROVIDER_CALL_START" in last)
+    waited = "RETRY" in last  # its end came in the queue
+    assert len(record["attempts"]) == record["attempt"] - (not waited), record["attempts"]
+    called = len([each for each in record["attempts"] if each["called"]])
+    return called if waited else called + ("PROVIDER_CALL_START" in last)
 
 
 def table(told: dict[Case, Told]) -> str:
