@@ -38,9 +38,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """What a request says of further calls. In a storm the fault is at its first calls only. Without a number of its own a request
 would wait for ever where a limit refuses it for ever."""
-STOPPING = frozenset({"limit_tpd", "quota", "unauthorized"})
+STOPPING = frozenset({"quota", "unauthorized"})
 """Faults after which an account serves nothing any more."""
-APART = STOPPING.union(WAITS_TOO_LONG)
+APART = STOPPING.union(WAITS_TOO_LONG, {"limit_tpd"})
 """Faults that keep an account's other requests waiting, too: each way has an account of its own."""
 IMPATIENT = 3.0
 """Seconds that a request waits in the queue where the pause is longer than a test."""
