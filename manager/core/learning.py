@@ -141,7 +141,7 @@ class Pause:
         did, unless it names a longer time.
         """
         wait = USUAL_PAUSE * 2 ** min(self._failures, 10) if named is None else named
-        wait = min(max(wait, SHORTEST_PAUSE), LONGEST_PAUSE)
+        wait = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, wait))  # in this order: what is no number is the shortest
         wait += draw() * JITTER * wait
         if dispatched < self._began:
             if named is not None and self.lasts(now):
