@@ -35,6 +35,9 @@ MICRO: Final = 1_000_000
 MAX_MODELS: Final = 1_000
 """Models of an account that are limited one by one; any name may be one where an account allows all."""
 
+SPARE: Final = 64
+"""Clients without anything that counts that are kept beside as many as have something."""
+
 Outcome = Literal["unused", "used", "failed", "doubt"]
 """What came of a call: never reached the provider or was refused by a limit; answered; refused otherwise; nobody knows."""
 Moment = Literal["dispatch", "answer", "end"]
@@ -310,6 +313,8 @@ class Ledger:
         self.reckoning = Reckoning()
         self.holds: dict[str, Hold] = {}
         """request_id → what its call has reserved."""
+        self._most_clients = SPARE
+        """With more of them it is looked which can be forgotten."""
         self._others = rules.clients.get(OTHERS, ClientRules())
         self._limits_clients = any(_limits_something(each) for each in rules.clients.values())
         self._counts = any((each.tokens_per_day, each.money_per_day) != (None, None) for each in rules.clients.values())
@@ -375,6 +380,7 @@ class Ledger:
         self, target: Target, usage: Usage, client: str, now: float, *, answers: bool
     ) -> tuple[Scope, str, float] | None:
         """(scope, limit, monotonic seconds of room) of a day's limit that such a call cannot keep, or None."""
+        self._forget_idle(now)
         cost: Cost | None = None
         for scope in self.scopes(target, client):
             if not scope.days:
@@ -422,6 +428,7 @@ class Ledger:
 
     def full_rate(self, client: str, now: Now) -> tuple[Scope, float] | None:
         """What keeps work that does not wait from beginning, the client's own rate or the supervisor's, and until when; or None."""
+        self._forget_idle(now.monotonic)
         for scope in (self.scope_of_client(client), self.supervisor):
             if scope is not None and scope.minutes and (at := scope.opens_at(now)) > now.monotonic:
                 return scope, at
@@ -489,10 +496,13 @@ class Ledger:
 
     # Clients that come and go.
 
-    def forget_idle(self, now: float) -> None:
-        """Forget what is known of clients that used nothing lately: names are many."""
+    def _forget_idle(self, now: float) -> None:
+        """Where they have become many, forget the clients that used nothing lately: any name may be one."""
+        if len(self.clients) < self._most_clients:
+            return
         for name in [name for name, scope in self.clients.items() if scope.is_idle(now)]:
             del self.clients[name]
+        self._most_clients = 2 * len(self.clients) + SPARE
 
     # What refusals teach.
 
@@ -501,22 +511,26 @@ class Ledger:
         account = self.accounts.get(target.provider)
         if account is None:
             return None
-        if limit == "concurrency" and account.rules.counting.concurrency_of == "model":
-            scope = account.models.get(target.model)
-            if scope is None and len(account.models) < MAX_MODELS:
-                most = Limits(concurrency=account.limit)
-                scope = Scope("model", f"{target.provider}/{target.model}", most, charge=account.rules.counting.charge)
-                account.models[target.model] = scope
-                scope.holders |= self._holders_of(target)
-            return scope or account.scope
-        return account.organization or account.scope
+        if limit != "concurrency":
+            return account.organization or account.scope
+        if account.rules.counting.concurrency_of == "model":
+            return self._learning_scope(account, target) or account.scope
+        organization = account.organization
+        return account.scope if organization is None or organization.concurrency is None else organization
 
-    def _holders_of(self, target: Target) -> dict[str, int]:
-        found = {}
-        for request_id, hold in self.holds.items():
-            if hold.target == target:
-                found[request_id] = hold.number
-        return found
+    def _learning_scope(self, account: Account, target: Target) -> Scope | None:
+        """What limits the calls at once to this model, made where nothing did until now; None where there are too many."""
+        scope = account.models.get(target.model)
+        if scope is None and len(account.models) < MAX_MODELS:
+            scope = Scope("model", f"{account.name}/{target.model}", Limits(), charge=account.rules.counting.charge)
+            account.models[target.model] = scope
+            for request_id, hold in self.holds.items():
+                if hold.target == target:  # it is out already
+                    scope.holders[request_id] = hold.number
+                    hold.scopes += (scope,)
+        if scope is not None and scope.concurrency is None:
+            scope.concurrency = Concurrency(account.limit)
+        return scope
 
     def refuse_concurrency(
         self, request_id: str, target: Target, named: float | None, why: str, now: Now, draw: Callable[[], float]
