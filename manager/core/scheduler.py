@@ -174,7 +174,7 @@ class Scheduler:
         heapq.heappush(account.ages.setdefault(target, []), entry)
         queue = account.classes[request.rank]
         queue.push(request.name, target, entry)
-        if self.any_held and request.name in self._held_names():
+        if self.any_held and self.is_held(request.name):
             queue.hold(request.name)
 
     def remove(self, request_id: str) -> Request | None:
@@ -274,7 +274,7 @@ class Scheduler:
         if oldest is None:
             return None
         request = self._waiting[oldest[1]]
-        is_held = self.any_held and request.name in self._held_names()
+        is_held = self.any_held and self.is_held(request.name)
         return request if now - request.since >= self.ageing and not is_held else None
 
     def _fairest(self, account: _Account, targets: list[Target]) -> Request | None:
@@ -306,7 +306,7 @@ class Scheduler:
 
     def let_go(self, name: str) -> None:
         """Let a client's requests take part again."""
-        if name in self._held or name in self._endlessly:
+        if self.is_held(name):
             self._held.clear(name)
             self._take_part(name)
 
@@ -316,8 +316,9 @@ class Scheduler:
             for queue in account.classes:
                 queue.let_go(name)
 
-    def _held_names(self) -> _Names:
-        return _Names(self._held, self._endlessly)
+    def is_held(self, name: str) -> bool:
+        """Whether a client's requests take no part for now."""
+        return name in self._endlessly or name in self._held
 
     # Looking.
 
@@ -366,16 +367,3 @@ class Scheduler:
     def _is_waiting(self, entry: tuple[int, str], target: Target) -> bool:
         request = self._taking_part.get(entry[1])
         return request is not None and request.sequence == entry[0] and request.target == target
-
-
-class _Names:
-    """Clients that are held back, for a time or until something ends."""
-
-    __slots__ = ("_endlessly", "_held")
-
-    def __init__(self, held: Deadlines, endlessly: set[str]) -> None:
-        self._held = held
-        self._endlessly = endlessly
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._endlessly or name in self._held
