@@ -131,6 +131,11 @@ class FairQueue:
         entry = None if flow is None else self._head(flow, target)
         return None if entry is None else entry[1]
 
+    def oldest(self, targets: list[Target]) -> tuple[int, str] | None:
+        """The first of all entries of these targets that take part. O(flows × targets)."""
+        heads = (self._head(flow, target) for flow in self.flows() if not flow.held for target in targets)
+        return min(filter(None, heads), default=None)
+
     def charge(self, name: str) -> None:
         """A request of this client goes."""
         flow = self._flows[name]

@@ -21,7 +21,7 @@ import heapq
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from callpool.manager.core.deadlines import Deadlines
-from callpool.manager.core.fair import FairQueue
+from callpool.manager.core.fair import MOST_DEBTS, FairQueue
 from callpool.manager.core.limits import PRIORITIES
 
 if TYPE_CHECKING:
@@ -240,6 +240,9 @@ class Scheduler:
         if len(self._accounts) > 1:
             self._clock = best[0][1]
             self._tags[request.name] = self._clock + 1.0 / self._weight_of(request.name)
+            if len(self._tags) > 2 * MOST_DEBTS:
+                debts = [(name, tag) for name, tag in self._tags.items() if tag > self._clock]
+                self._tags = dict(debts[-MOST_DEBTS:])
         return self._leave(request.request_id)
 
     def _candidate(self, account: _Account, gate: Gate, now: float) -> Request | None:
@@ -273,9 +276,12 @@ class Scheduler:
                 oldest = ages[0]
         if oldest is None:
             return None
+        if self.any_held and self.is_held(self._waiting[oldest[1]].name):
+            oldest = min(filter(None, (queue.oldest(targets) for queue in account.classes)), default=None)
+            if oldest is None:
+                return None
         request = self._waiting[oldest[1]]
-        is_held = self.any_held and self.is_held(request.name)
-        return request if now - request.since >= self.ageing and not is_held else None
+        return request if now - request.since >= self.ageing else None
 
     def _fairest(self, account: _Account, targets: list[Target]) -> Request | None:
         """Whoever is due in the highest class that has any."""
@@ -358,7 +364,8 @@ class Scheduler:
         """The requests that wait for a target, in order of arrival. O(n log n): for when its circuit opens, not for dispatch."""
         account = self._accounts.get(target.provider)
         ages = () if account is None else account.ages.get(target, ())
-        return [self._waiting[entry[1]] for entry in sorted(ages) if self._is_waiting(entry, target)]
+        # One that came back may have more than one entry.
+        return [self._waiting[entry[1]] for entry in sorted(set(ages)) if self._is_waiting(entry, target)]
 
     def waiting(self) -> list[Request]:
         """All waiting requests in order of arrival. O(n log n): for draining, not for dispatch."""
