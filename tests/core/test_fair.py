@@ -179,7 +179,7 @@ def test_departed_entries_leave_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_targets_that_nobody_waits_for_leave_nothing_behind(held: bool) -> None:
+def test_targets_that_nobody_waits_for_leave_nothing_behind(*, held: bool) -> None:
     played = Played()
     played.push("a")
     if held:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.events import (
     AccountResumed,
     Answer,
@@ -21,7 +22,7 @@ from callpool.manager.core.faults import Fault
 from callpool.manager.core.limits import AccountRules, ClientRules, Counting, LedgerRules, Limits, Price, Usage
 from callpool.manager.core.messages import Continues, Finished, Piece, Rejected, Started, Submit
 from callpool.manager.core.requests import Now
-from callpool.manager.core.retry import Target
+from callpool.manager.core.retry import RetryRules, Target
 from callpool.manager.core.teaching import UNKNOWN_WINDOW, outcome_of
 
 from .attempts import BUSY, bench, ends, fail, fault, orders, record, wake
@@ -61,7 +62,8 @@ def submit(b: Bench, *names: str, **more: Any) -> None:
 
 
 def active(b: Bench) -> list[str]:
-    return sorted(name for name, request in b.core.requests.items() if request.worker is not None and b.state(name) != "queued")
+    """Calls that are out."""
+    return sorted(name for name, request in b.core.requests.items() if request.worker is not None)
 
 
 def refuse(b: Bench, request_id: str, why: Fault, after: float = 0.1) -> Any:
@@ -84,8 +86,10 @@ def is_clean(b: Bench) -> bool:
     ledger = b.core.ledger
     scopes = [each for a in ledger.accounts.values() for each in (a.scope, *a.models.values())]
     scopes += [*ledger.organizations.values(), *ledger.clients.values()]
-    return not ledger.holds and not any(each.holders for each in scopes) and not any(
-        measure.window.under_way for each in scopes for measure in each.measures()
+    return (
+        not ledger.holds
+        and not any(each.holders for each in scopes)
+        and not any(measure.window.under_way for each in scopes for measure in each.measures())
     )
 
 
@@ -97,8 +101,6 @@ class TestConcurrency:
         assert active(b) == names[:10]
         for name in names[:10]:
             b.start(name)
-        for name in names[6:10]:
-            refuse(b, name, FULL, after=0.01) if False else None
         for name in names[6:10]:
             b.time += 0.01
             b.finish(name, fault=FULL)
@@ -391,7 +393,6 @@ class TestBudgets:
         assert active(b) == ["r2"]
         b.start("r2")
         b.do(Reported(1, Finished("r2", b.holder("r2")[1], b"ok", usage=Usage(100_000, 100_000))))
-        assert scope(b).as_plain(b.time)["windows"]["money_per_day"]["used"] in (0.6, 1.0)
         assert active(b) == ["r3"], "exactly what is left"
 
     def test_a_refused_call_costs_nothing(self) -> None:
@@ -430,7 +431,7 @@ class TestBudgets:
 class TestRates:
     def test_the_supervisors_rate_is_kept_in_any_minute(self) -> None:
         b = with_rules(LedgerRules(requests_per_minute=3))
-        submit(b, "r1", "r2", after=0.0) if False else submit(b, "r1", "r2")
+        submit(b, "r1", "r2")
         b.time += 30.0
         submit(b, "r3", "r4", "r5")
         assert active(b) == ["r1", "r2", "r3"]
@@ -449,19 +450,18 @@ class TestRates:
         while "r3" not in active(b):
             wake(b)
         assert 60.0 <= b.time - began < 60.1
-        assert active(b) == ["other", "r1", "r2", "r3", "r4"] or "r4" in active(b)
+        assert "r4" in active(b)
 
-    @pytest.mark.parametrize("rules", [LedgerRules(requests_per_minute=2), clients(h=ClientRules(requests_per_minute=2))])
+    @pytest.mark.parametrize(
+        "rules", [LedgerRules(requests_per_minute=2), clients(h=ClientRules(requests_per_minute=2))]
+    )
     def test_held_sessions_and_functions_count_and_do_not_wait(self, rules: LedgerRules) -> None:
         b = with_rules(rules)
-        asked = [
-            b.do(SessionAsked("h", Submit(f"s{number}", "a", "m", b"", b"{}"), f"session_{number}", start=False))
-            for number in range(1)
-        ]
-        assert isinstance(asked[0][0], Answer)
-        assert asked[0][0].fault is None
+        [taken] = b.do(SessionAsked("h", Submit("s1", "a", "m", b"", b"{}"), "session_1"))
+        assert isinstance(taken, Answer)
+        assert taken.fault is None
         b.do(FunctionAsked("h", "h", Submit("f1", "a", "m", b"x", b"{}"), "session_f1"))
-        [refused] = b.do(SessionAsked("h", Submit("s9", "a", "m", b"", b"{}"), "session_9", start=False))
+        [refused] = b.do(SessionAsked("h", Submit("s9", "a", "m", b"", b"{}"), "session_9"))
         assert isinstance(refused, Answer)
         assert refused.fault is not None
         assert refused.fault.code == "capacity_full"
@@ -469,12 +469,11 @@ class TestRates:
         assert isinstance(rejected, Rejected)
         assert rejected.fault.details["retry_after"] == pytest.approx(60.0)
         submit(b, "call", client="h")
-        assert active(b) == ["f1"] or "call" not in active(b)
-        b.time += 60.0
-        b.do(Tick())
-        b.time += 0.1
-        b.do(Tick())
-        assert "call" in active(b)
+        assert b.state("call") == "queued"
+        began = b.time
+        while b.state("call") == "queued":
+            wake(b)
+        assert 60.0 <= b.time - began < 60.1
 
     def test_an_accounts_rate_counts_from_the_answer_on(self) -> None:
         """The provider's minute may begin as late as that."""
@@ -498,8 +497,8 @@ class TestRates:
         submit(b, "r1", account="a", tokens=Usage(30, 30))
         submit(b, "r2", account="b", tokens=Usage(30, 30))
         submit(b, "r3", account="b", tokens=Usage(20, 20))
-        assert len(active(b)) in (1, 2)
-        assert b.core.ledger.organizations["o"].minutes[0].window.used <= 100
+        assert active(b) == ["r1"]
+        assert b.core.ledger.organizations["o"].minutes[0].window.used == 60
 
     def test_an_estimate_is_corrected_by_the_worker_and_by_usage(self) -> None:
         b = with_rules(one(tokens_per_minute=1_000))
@@ -574,7 +573,11 @@ class TestLargeRequests:
     def organisation(self) -> Bench:
         """`big` of `d` waits on `b` for the tokens of an organisation that calls on `a` have used up; it has waited for long."""
         rules = LedgerRules(
-            accounts={"a": account(organization="o"), "b": account(organization="o"), "c": account(tokens_per_minute=100)},
+            accounts={
+                "a": account(organization="o"),
+                "b": account(organization="o"),
+                "c": account(tokens_per_minute=100),
+            },
             organizations={"o": Limits(tokens_per_minute=100)},
         )
         b = bench(pool=100, accounts={"a": 10, "b": 10, "c": 10}, rules=rules)
@@ -687,27 +690,20 @@ class TestQueue:
             b.do(Submitted(f"connection{number}", request, f"session_{number}", "team"))
         assert active(b) == ["r1"]
 
-    def test_a_request_that_failed_before_is_ended_once_when_its_circuit_opens(self) -> None:
+    def test_a_request_that_failed_before_is_ended_once_when_nobody_waits_for_its_circuit_any_longer(self) -> None:
         """It has been in the queue of its target twice."""
-        from callpool.manager.core.circuits import CircuitRules
-        from callpool.manager.core.retry import RetryRules
-
         b = bench(
-            pool=10, accounts={"a": 1}, retry_rules=RetryRules(first_wait=0.0, attempts=5),
-            circuit_rules=CircuitRules(failures=3, first_pause=100.0, patience=10.0),
-        )  # fmt: skip
-        submit(b, "r1", "r2", "r3", timeout=1_000.0)
-        for _ in range(2):
-            fail(b, BUSY, active(b)[0])
-        for _ in range(3):
-            if active(b):
-                fail(b, BUSY, active(b)[0])
-        b.time += 20.0
-        for _ in range(10):
-            if b.core.next_deadline() is not None:
-                wake(b)
-        waiting = b.core.scheduler.waiting_for(Target("a", "m"))
-        assert len(waiting) == len(set(waiting))
+            pool=10,
+            accounts={"a": 1},
+            retry_rules=RetryRules(first_wait=0.0, attempts=5),
+            circuit_rules=CircuitRules(failures=1, first_pause=100.0, patience=10.0),
+        )
+        submit(b, "r0", "r1", "r2", timeout=1_000.0)
+        b.start("r0")
+        b.finish("r0")
+        fail(b, BUSY, "r1")
+        effects = b.do(Tick(), after=11.0)
+        assert [(each.request_id, each.state) for each in ends(effects)] == [("r1", "error"), ("r2", "error")]
 
 
 class TestAffinity:
@@ -758,5 +754,5 @@ class TestAffinity:
         (fault("provider_error"), True, "failed"),
     ],
 )
-def test_what_came_of_a_call(why: Fault | None, began: bool, expected: str) -> None:
+def test_what_came_of_a_call(why: Fault | None, *, began: bool, expected: str) -> None:
     assert outcome_of(why, began=began) == expected

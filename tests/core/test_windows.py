@@ -46,7 +46,7 @@ steps = st.lists(
 
 @STEADY
 @given(steps)
-def test_against_a_list(script: list[Step]) -> None:
+def test_against_a_list(script: list[Step]) -> None:  # noqa: C901 - one branch for each verb
     window, model, now = Window(LIMIT), Model(), 1000.0
     for verb, number, which in script:
         entries = list(model.entries)
@@ -129,7 +129,7 @@ def test_what_has_arrived_is_not_given_back() -> None:
 
 
 @pytest.mark.parametrize("looked", [True, False])
-def test_a_correction_that_comes_too_late_is_nothing(looked: bool) -> None:
+def test_a_correction_that_comes_too_late_is_nothing(*, looked: bool) -> None:
     window = Window(10)
     entry = window.reserve(5)
     window.stamp(entry, 0.0)
