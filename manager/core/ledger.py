@@ -14,8 +14,8 @@ is a model's.
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from callpool.manager.core.learning import Concurrency, History, Pause
@@ -106,8 +106,8 @@ class Scope:
         self.concurrency = None if limits.concurrency is None else Concurrency(limits.concurrency)
         self.holders: dict[str, int] = {}
         """Ids of the requests that hold a slot, with the numbers of their calls: owners, never a bare count."""
-        self.lagging: deque[float] = deque()
-        """Monotonic seconds until which slots of calls count that we have ended: the provider may not know yet."""
+        self.lagging: list[float] = []
+        """A heap: monotonic seconds until which slots of calls count that we have ended: the provider may not know yet."""
         own = kind in ("client", "supervisor")
         arrival: Moment = "dispatch" if own else "answer"
         self.minutes: list[_Measure] = []
@@ -152,7 +152,7 @@ class Scope:
             return False
         lagging = self.lagging
         while lagging and lagging[0] <= now:
-            lagging.popleft()
+            heapq.heappop(lagging)
         return len(self.holders) + len(lagging) >= self.concurrency.limit
 
     def opens_at(self, now: Now) -> float:
@@ -463,8 +463,8 @@ class Ledger:
         for scope in hold.scopes:
             del scope.holders[request_id]
             if lag and hold.lag > 0.0 and scope.concurrency is not None:
-                scope.lagging.append(until)
-            if outcome == "used":
+                heapq.heappush(scope.lagging, until)
+            if outcome == "used" and hold.target is not None:
                 scope.pause.succeeded()
         if hold.entries:
             self._settle_entries(hold, outcome, usage, now)
