@@ -52,6 +52,8 @@ class Cost(NamedTuple):
     tokens: int
     micros: int
     """Money, in millionths."""
+    estimate: int = 0
+    """Tokens of the prompt as they came with the call: what was known when it went out is not in it."""
 
 
 NO_COST: Final = Cost(Usage(), 0, 0)
@@ -363,7 +365,8 @@ class Ledger:
         if account is None or not (account.counts or self._counts):
             return NO_COST
         better = self.reckoning.expect(target, usage, answers=answers)
-        return Cost(better, better.prompt + better.answer, _micros(account.rules.prices.get(target.model), better))
+        micros = _micros(account.rules.prices.get(target.model), better)
+        return Cost(better, better.prompt + better.answer, micros, usage.prompt)
 
     def scopes(self, target: Target, client: str) -> tuple[Scope, ...]:
         """All that limit a call there of this client, the account first."""
@@ -469,7 +472,7 @@ class Ledger:
         if hold.entries:
             self._settle_entries(hold, outcome, usage, now)
         if outcome == "used" and usage is not None and hold.target is not None:
-            self.reckoning.learn(hold.target, hold.cost.usage, usage)
+            self.reckoning.learn(hold.target, hold.cost.estimate, usage)
 
     def _settle_entries(self, hold: Hold, outcome: Outcome, usage: Usage | None, now: float) -> None:
         target = hold.target
