@@ -88,7 +88,7 @@ class Book:
         return [line for line in self.lines if line["id"] == request_id and line["moment"] != "dispatch"]
 
     def used(self, key: tuple[str, str], name: str, time: float) -> tuple[int, int]:
-        """(all that counts, of that under way)"""
+        """(all that counts, of that under way)."""
         lines = [line for line in self.lines if (line["scope"], line["name"]) == (key, name)]
         under_way = sum(line["amount"] for line in lines if line["ends"] is None)
         return under_way + sum(
@@ -394,6 +394,30 @@ class TestMoney:
     def test_where_nothing_counts_tokens_nothing_is_reckoned(self) -> None:
         ledger = ledger_of(AccountRules(limits=Limits(concurrency=1, requests_per_minute=5)))
         assert ledger.cost(A, Usage(100, 100)) is NO_COST
+
+
+class TestReckoning:
+    def test_calls_at_once_teach_no_more_than_one_after_another(self) -> None:
+        """All of them were reckoned with what was known when they went out."""
+        ledger = ledger_of(AccountRules(limits=Limits(concurrency=99, tokens_per_minute=1_000_000)))
+        for number in range(50):
+            reserve(ledger, f"r{number}", number, usage=Usage(1_000, 10))
+        for number in range(50):
+            ledger.settle(f"r{number}", "used", Usage(1_500, 10), 1.0)
+        assert 1_450 <= ledger.cost(A, Usage(1_000, 10)).usage.prompt <= 1_500
+
+    def test_what_the_worker_says_is_the_estimate_from_then_on(self) -> None:
+        ledger = ledger_of(AccountRules(limits=Limits(concurrency=9, tokens_per_minute=1_000_000)))
+        reserve(ledger, "r", 1, usage=Usage(100, 10))
+        ledger.expect("r", Usage(1_000, 10), 0.5)
+        ledger.settle("r", "used", Usage(1_000, 10), 1.0)
+        assert ledger.cost(A, Usage(1_000, 10)).usage.prompt == 1_000
+
+    def test_only_a_call_that_was_served_teaches(self) -> None:
+        ledger = ledger_of(AccountRules(limits=Limits(concurrency=9, tokens_per_minute=1_000_000)))
+        reserve(ledger, "r", 1, usage=Usage(1_000, 10))
+        ledger.settle("r", "doubt", Usage(3_000, 10), 1.0)
+        assert ledger.cost(A, Usage(1_000, 10)).usage.prompt == 1_000
 
 
 class TestTeaching:
