@@ -218,9 +218,7 @@ class Scheduler:
 
     def next(self, gate: Gate, now: float) -> Request | None:
         """Take the request that goes next, or None where none may."""
-        if self.any_held:
-            for name in self._held.pop_due(now):
-                self._take_part(name)
+        self.release(now)
         best: tuple[tuple[int, float, int], Request] | None = None
         for name in list(self._accounts):
             if not gate.is_open(name):
@@ -309,6 +307,12 @@ class Scheduler:
         for account in self._accounts.values():
             for queue in account.classes:
                 queue.hold(name)
+
+    def release(self, now: float) -> None:
+        """Let the clients take part again whose time has come."""
+        if self.any_held:
+            for name in self._held.pop_due(now):
+                self._take_part(name)
 
     def let_go(self, name: str) -> None:
         """Let a client's requests take part again."""
