@@ -100,6 +100,7 @@ class Concurrency:
         if not self.is_cut or now < self._next_probe:
             return False
         self.limit += 1
+        self._burst_size += 1  # a late refusal of the last burst takes one away, not what was raised since
         if self._probes:  # the one before was served: the limit has risen
             self._interval = max(FIRST_PROBE, self._interval / 2)
         self._probes = True

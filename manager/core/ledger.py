@@ -168,8 +168,11 @@ class Scope:
             return self.pause.until
         learned = self.concurrency
         if learned is not None and self.is_full(time):
+            lag_ends = self.lagging[0] if self.lagging else NEVER
+            if len(self.holders) + len(self.lagging) > learned.limit:
+                return lag_ends  # it was cut below what is out: one more would be more than one too many
             if not learned.probe(time):
-                return min(self.lagging[0] if self.lagging else NEVER, learned.next_probe() or NEVER)
+                return min(lag_ends, learned.next_probe() or NEVER)
             self.history.add("raised", "all in use and nothing refused", now, limit=learned.limit)
         for measure in self.minutes:
             if measure.what == "requests" and not measure.window.has_room(1, time):
