@@ -170,6 +170,13 @@ class TestConcurrency:
         assert not learned.refuse(77, range(20), 0, 200.0)
         assert learned.limit == 3
 
+    def test_a_late_refusal_of_a_burst_takes_one_away_and_not_what_was_raised_since(self) -> None:
+        learned = cut(50, 30)
+        for now in (200.0, 300.0, 400.0):
+            assert learned.probe(now)
+        assert learned.refuse(29, range(30), 0, 401.0)
+        assert learned.limit == 32
+
     def test_tries_come_at_doubling_intervals_while_they_are_refused(self) -> None:
         learned, now, intervals = cut(50, 30), 100.0, []
         for number in range(100, 110):

@@ -437,6 +437,22 @@ class TestTeaching:
             ledger.settle(f"r{number}", "used", None, 2.0)
         assert scope.active == 0
 
+    def test_nothing_is_tried_while_more_is_out_than_the_limit(self) -> None:
+        """One that was refused when the others had long been served cuts below what is out."""
+        ledger = ledger_of(AccountRules(limits=Limits(concurrency=4)))
+        scope = ledger.accounts["a"].scope
+        for number in range(4):
+            reserve(ledger, f"r{number}", number)
+        assert scope.concurrency is not None
+        scope.concurrency.refuse(9, [0], 0, 1.0)
+        assert scope.concurrency.limit == 1
+        for time in (2.0, 100.0):
+            assert scope.opens_at(now(time)) == NEVER
+        for number in range(3):
+            ledger.settle(f"r{number}", "used", None, 100.0)
+        assert scope.opens_at(now(101.0)) == 101.0, "now one more"
+        assert scope.concurrency.limit == 2
+
     def test_models_with_lessons_have_a_bound(self) -> None:
         ledger = ledger_of(AccountRules(limits=Limits(concurrency=9), counting=Counting(concurrency_of="model")))
         for number in range(MAX_MODELS + 10):
