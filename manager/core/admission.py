@@ -33,6 +33,7 @@ class Admission:
         """A new round, at this time."""
         self._now = now
         self.look_at = NEVER
+        self._ledger.forget_idle(now.monotonic)
 
     @property
     def _at(self) -> Now:
@@ -94,10 +95,17 @@ class Admission:
         other = scope.waits_for
         if other is None or other is request:
             return True
-        if other.request_id not in self._scheduler or self.is_shut(other.target) or not self.is_open(other.provider):
+        waits = other.request_id in self._scheduler and not self._scheduler.is_held(other.name)
+        if (
+            not waits
+            or scope not in self._ledger.scopes(other.target, other.name)
+            or self.is_shut(other.target)
+            or not self.is_open(other.provider)
+        ):
             scope.waits_for = None  # it was cancelled, went elsewhere, or could not go all the same
             return True
-        return request.rank < other.rank
+        # On its own account it is not overtaken for ever: whoever is due before it there must go, or both would wait.
+        return request.rank < other.rank or request.provider == other.provider
 
     def _opens(self, scope: Scope) -> bool:
         at = scope.opens_at(self._at)

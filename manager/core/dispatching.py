@@ -46,6 +46,7 @@ class Dispatching:
         if not len(scheduler):
             return
         admission.begin(now)
+        scheduler.release(now.monotonic)  # also where nothing can go: what is due must not stay due
         while core.by_worker and core.sessions.has_room and len(scheduler) and admission.any_open():
             request = scheduler.next(admission, now.monotonic)
             if request is None:
