@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
+
 from callpool.manager.core import refusals
 from callpool.manager.core.attempts import Attempts
 from callpool.manager.core.catalogue import MAX_MODEL_NAME, REQUEST_ID
@@ -226,7 +228,14 @@ class Core:
     def show(self, request_id: str, now: Now) -> Record | None:
         """The record of a live or remembered request."""
         request = self.requests.get(request_id)
-        return Record.of(request, now, request.ending) if request else self.lifecycle.record(request_id)
+        if request is None:
+            return self.lifecycle.record(request_id)
+        record = Record.of(request, now, request.ending)
+        if request.state is not State.QUEUED:
+            return record
+        position = self.dispatching.position(request)
+        wait = self.dispatching.predicted_wait(request, position, now)
+        return msgspec.structs.replace(record, position=position, predicted_wait=wait)
 
     # Submitting.
 
