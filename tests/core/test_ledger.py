@@ -224,9 +224,8 @@ def settle_in(book: Book, request_id: str, verb: str, told: Usage | None, before
             line["amount"] = amount_of(line["name"], line["limit"], of, target)
         if line["ends"] is None:
             seconds = DAY if line["name"].endswith("_per_day") else MINUTE
-            line["ends"] = time + seconds
-            if seconds == DAY:
-                line["ends"] = -(-line["ends"] // 300.0) * 300.0
+            ends = time + seconds
+            line["ends"] = -(-ends // 300.0) * 300.0 if seconds == DAY else ends
 
 
 def agree(ledger: Ledger, book: Book, slots: dict[str, tuple[str, str]], time: float) -> None:

@@ -300,7 +300,7 @@ class TestStops:
         submit(b, "r1", "r2")
         refuse(b, "r1", NO_MONEY)
         b.start("r2")
-        b.do(Reported(1, Continues("r2", b.holder("r2")[1], b"{}", "text", "length")))
+        b.do(Reported(1, Continues("r2", b.holder("r2")[1], b"{}")))
         assert end_of(b, "r2").code == "account_stopped"
 
     def test_what_went_out_before_an_operator_resumed_it_says_nothing_new(self) -> None:
