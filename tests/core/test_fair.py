@@ -211,6 +211,7 @@ steps = st.lists(
         st.sampled_from([M, N]),
         st.integers(0, 30),
     ),
+    min_size=20,
     max_size=80,
 )
 

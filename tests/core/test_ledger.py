@@ -132,13 +132,18 @@ def money(usage: Usage) -> int:
 Step = tuple[str, int, int, int]
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["reserve"] * 4 + ["expect", "answered", "used", "unused", "failed", "doubt", "pass", "slot"]),
-        st.integers(0, 40),
-        st.integers(1, 40),
+        st.sampled_from(
+            ["reserve"] * 6
+            + ["expect", "answered", "answered", "used", "used", "unused", "failed", "doubt", "pass", "slot"]
+        ),
+        st.integers(0, 12),
+        st.integers(1, 12),
         st.integers(0, 5),
     ),
-    max_size=70,
+    min_size=30,
+    max_size=80,
 )
+"""Long ones: short ones hardly begin a call."""
 
 
 @STEADY

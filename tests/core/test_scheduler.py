@@ -445,6 +445,7 @@ steps = st.lists(
         st.sampled_from(MODELS),
         st.sampled_from("xyz"),
     ),
+    min_size=20,
     max_size=60,
 )
 open_accounts = st.sets(st.sampled_from(ACCOUNTS))
