@@ -276,6 +276,15 @@ class TestScopes:
         assert ledger.full_account("zz", 0.0) is None
         assert ledger.teacher(Target("zz", "m"), "concurrency") is None
 
+    def test_words_about_what_is_no_call_or_is_over_are_nothing(self) -> None:
+        ledger = ledger_of(AccountRules(limits=Limits(concurrency=1, tokens_per_minute=100)))
+        ledger.expect("gone", Usage(5, 5), 0.0)
+        ledger.answered("gone", 0.0)
+        ledger.take_slot("held", 1, "a", "c", 0.0)
+        ledger.expect("held", Usage(5, 5), 0.0)
+        ledger.settle("held", "used", Usage(5, 5), 1.0)
+        assert ledger.accounts["a"].scope.minutes[0].window.used == 0
+
     def test_a_slot_is_given_back_once(self) -> None:
         ledger = ledger_of(AccountRules(limits=Limits(concurrency=1)))
         reserve(ledger, "r", 1)
@@ -519,6 +528,15 @@ class TestTeaching:
 
 
 class TestClients:
+    def test_one_whose_call_takes_longer_than_its_minute_is_not_idle(self) -> None:
+        ledger = ledger_of(
+            AccountRules(limits=Limits(concurrency=1)), clients={"default": ClientRules(requests_per_minute=5)}
+        )
+        reserve(ledger, "r", 1)
+        assert not ledger.clients["c"].is_idle(100.0)
+        ledger.settle("r", "used", None, 100.0)
+        assert ledger.clients["c"].is_idle(100.0)
+
     def test_weights(self) -> None:
         ledger = Ledger(LedgerRules(clients={"x": ClientRules(weight=3.0), "default": ClientRules(weight=0.5)}))
         assert [ledger.weight_of(name) for name in ("x", "anybody")] == [3.0, 0.5]

@@ -123,6 +123,7 @@ class TestConcurrency:
         assert due - b.time == pytest.approx(1.0)
         assert orders(wake(b)) != []
         assert scope(b).concurrency.limit == 10
+        assert [(each["what"], each["limit"]) for each in scope(b).history.as_plain()] == [("cut", 9), ("raised", 10)]
 
     def test_refused_alone_the_account_pauses(self) -> None:
         """Somebody else uses the key: less than one call at once cannot be tried."""

@@ -153,6 +153,14 @@ class TestOrder:
         served = Counter(each.name for each in taken(scheduler, most=200))
         assert abs(served["x"] - 150) <= 2
 
+    def test_who_comes_later_earns_no_credit_there(self) -> None:
+        scheduler = queue(*(request(number, "ab"[number % 2], name="xy"[number % 2]) for number in range(600)))
+        taken(scheduler, most=200)
+        for number in range(600, 800):
+            scheduler.push(request(number, "c", name="z"))
+        served = Counter(each.name for each in taken(scheduler, most=90))
+        assert abs(served["z"] - 30) <= 2
+
     def test_a_higher_class_goes_first_on_whichever_account(self) -> None:
         batch, interactive = request(1, "a", priority="batch"), request(2, "b", priority="interactive")
         assert taken(queue(batch, interactive)) == [interactive, batch]
