@@ -199,7 +199,7 @@ def busy(world: World, requests: int, *, largest: int = 60) -> World:
     chance, start = world.chance, world.b.time
     for number in range(requests):
         usage = Usage(chance.randint(1, largest), chance.randint(1, largest))
-        more = {
+        more: dict[str, Any] = {
             "account": chance.choice(list(world._rules.accounts)),
             "client": chance.choice(NAMES),
             "priority": chance.choice(["interactive", "normal", "batch"]),
@@ -233,7 +233,7 @@ def test_an_accounts_limits_are_never_exceeded_in_any_minute(seed: int, charge: 
     for number in range(4):
         world = busy(World(rules, random.Random(seed + number), accounts={"a": 5}, pool=50), 120)
         judge = Judge(world.calls)
-        assert 25 >= judge.requests(lambda call: call.model == "m") >= 20, "and used"
+        assert 25 >= judge.requests(lambda call: call.model == "m") >= 10, "and used"
         assert judge.tokens(lambda _: True) <= 2_000
         assert judge.at_once(lambda _: True) <= 3
 

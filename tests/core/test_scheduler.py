@@ -394,11 +394,11 @@ class TestPosition:
         assert [scheduler.position(each) for each in requests[1:]] == [0, 1, 2, 3, 4, 5]
 
     def test_who_is_not_in_the_queue_or_rests_has_none_before_it(self) -> None:
-        scheduler = queue(request(1))
-        rests = request(2)
+        scheduler = queue(request(1), request(2))
+        rests = request(3)
         scheduler.rest(rests)
         assert scheduler.position(rests) == 0
-        assert scheduler.position(request(3, "b")) == 0
+        assert scheduler.position(request(4, "b")) == 0
 
     def test_a_higher_class_goes_before(self) -> None:
         scheduler = queue(*(request(number, priority="interactive") for number in range(5)))
