@@ -65,7 +65,9 @@ class Forecast:
         for scope in filter(None, (account.scope, account.organization)):
             paused = max(paused, scope.pause.until - now)
             if scope.concurrency is not None:
-                free = 0 if scope.is_full(now) else min(free, scope.concurrency.limit - scope.active - len(scope.lagging))
+                free = (
+                    0 if scope.is_full(now) else min(free, scope.concurrency.limit - scope.active - len(scope.lagging))
+                )
         if position < free:
             return paused
         rate = self.rate(account, most)
