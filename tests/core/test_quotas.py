@@ -162,6 +162,15 @@ class TestConcurrency:
         assert scope(b).concurrency.limit == 2
         assert active(b) == ["r1", "r2"]
 
+    def test_an_organisation_with_a_limit_of_calls_has_the_lesson(self) -> None:
+        rules = LedgerRules(accounts={"a": account(organization="o")}, organizations={"o": Limits(concurrency=9)})
+        b = with_rules(rules)
+        submit(b, "r1", "r2", "r3")
+        refuse(b, "r3", FULL)
+        learned = b.core.ledger.organizations["o"].concurrency
+        assert learned is not None
+        assert (learned.limit, scope(b).concurrency.limit) == (2, 10)
+
     def test_a_call_that_was_cancelled_holds_its_slot_for_the_lag(self) -> None:
         b = with_rules(one(concurrency=1, cancel_lag=2.0))
         submit(b, "r", "next")
