@@ -104,7 +104,7 @@ class FairQueue:
         elif len(queue) > 2 * flow.count + SPARE:  # more have left than wait
             flow.queues[target] = queue = [entry for entry in queue if self._is_waiting(entry, target)]
             heapq.heapify(queue)
-        if not self.count and (len(self._flows) > SPARE or len(self._heaps) > SPARE):
+        if not self.count:
             self._rest()
 
     def best(self, target: Target) -> tuple[float, int, str] | None:
@@ -185,7 +185,7 @@ class FairQueue:
         return None
 
     def _rest(self) -> None:
-        """Nobody waits, and many names are remembered: the next busy time begins anew."""
+        """Nobody waits: the next busy time begins anew."""
         self._flows = {name: flow for name, flow in self._flows.items() if flow.held}
         self._heaps.clear()
         self._clock = 0.0

@@ -90,7 +90,7 @@ class Concurrency:
         else:
             self._burst = set(others)
             self._burst_size = len(self._burst) + lagging
-            if self.is_cut:
+            if self._probes:  # it was one too many; a refusal without a try says that the limit has fallen
                 self._interval = min(2 * self._interval, LONGEST_PROBE)
             self._probes = False
         self.limit = max(1, min(self.limit, self._burst_size))

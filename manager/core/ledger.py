@@ -464,8 +464,7 @@ class Ledger:
                     entry = measure.window.reserve(measure.amount(cost))
                     if measure.moment == "dispatch":
                         measure.window.stamp(entry, now)
-                    else:
-                        hold.entries.append((measure, entry))
+                    hold.entries.append((measure, entry))
 
     def take_slot(self, request_id: str, number: int, provider: str, client: str, now: float) -> None:
         """Take a slot of an account, if there is such an account, for work that is no call of ours; it counts as a request."""
@@ -529,7 +528,7 @@ class Ledger:
         target = hold.target
         if outcome == "unused" or target is None:
             for measure, entry in hold.entries:
-                measure.window.refund(entry)
+                measure.window.refund(entry, now)
             return
         rules = self.accounts[target.provider].rules
         in_advance = rules.counting.charge == "advance"

@@ -365,13 +365,13 @@ class Core:
 
     def _finish(self, request: Request, report: Finished, now: Now, effects: list[Effect]) -> None:
         fault = report.fault
+        if request.kind is Kind.CALL:
+            request.outcome = outcome_of(fault, began=request.state is State.PROCESSING)
+            request.usage = report.usage
         if fault is not None and fault.code == "cancelled" and request.ending is not None:
             fault = self._acknowledged(request, request.ending, now)
         if fault is None and request.state is State.ALLOCATED:
             self._start(request, now)  # an answer that needed no provider
-        if request.kind is Kind.CALL:
-            request.outcome = outcome_of(fault, began=request.state is State.PROCESSING)
-            request.usage = report.usage
         if request.state is State.PROCESSING:
             self.mark(request, Phase.PROVIDER_CALL_END, now)
         if request.kind is Kind.CALL and self.attempts.goes_on(request, fault, now, effects):

@@ -84,11 +84,9 @@ class Window:
             gathered.expires = entry.expires
             self._ended.append(gathered)
 
-    def refund(self, entry: Entry) -> None:
-        """It never arrived."""
-        if entry.expires is None:
-            self.used -= entry.amount
-            self.under_way -= entry.amount
+    def refund(self, entry: Entry, now: float) -> None:
+        """It never arrived; an entry may be stamped already where it is our own sending that counts."""
+        self.correct(entry, 0, now)
 
     def forget(self, now: float) -> None:
         """Time passed."""

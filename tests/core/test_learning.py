@@ -247,7 +247,7 @@ class TestPause:
         for _ in range(6):
             waits.append(pause.begin(None, now, now, lambda: 0.0))
             now += 1000.0
-        assert waits == [5, 10, 20, 40, 60, 60]
+        assert waits == [2, 4, 8, 16, 32, 60]
         pause.succeeded()
         assert pause.begin(None, now, now, lambda: 0.0) == USUAL_PAUSE
 
@@ -259,10 +259,10 @@ class TestPause:
     def test_the_refusals_of_one_burst_make_one_pause(self) -> None:
         pause = Pause()
         assert pause.begin(None, 99.0, 100.0, lambda: 0.0) == USUAL_PAUSE
-        for late in (100.1, 102.0, 104.9, 107.0):
+        for late in (100.1, 101.9, 103.0):
             assert pause.begin(None, 99.5, late, lambda: 0.0) == 0.0
-        assert pause.until == 105.0
-        assert pause.begin(None, 106.0, 107.0, lambda: 0.0) == 2 * USUAL_PAUSE, "one that went out after it"
+        assert pause.until == 100.0 + USUAL_PAUSE
+        assert pause.begin(None, 102.5, 103.0, lambda: 0.0) == 2 * USUAL_PAUSE, "one that went out after it"
 
     def test_a_longer_time_that_one_of_a_burst_names_counts_from_then(self) -> None:
         pause = Pause()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.learning import USUAL_PAUSE
 from callpool.manager.core.ledger import MAX_MODELS, MICRO, NO_COST, Cost, Ledger, Outcome, Scope
 from callpool.manager.core.limits import AccountRules, ClientRules, Counting, LedgerRules, Limits, Price, Usage
 from callpool.manager.core.requests import Now
@@ -85,7 +86,7 @@ class Book:
             )
 
     def of(self, request_id: str) -> list[dict[str, Any]]:
-        return [line for line in self.lines if line["id"] == request_id and line["moment"] != "dispatch"]
+        return [line for line in self.lines if line["id"] == request_id]
 
     def used(self, key: tuple[str, str], name: str, time: float) -> tuple[int, int]:
         """(all that counts, of that under way)."""
@@ -217,7 +218,10 @@ def settle_in(book: Book, request_id: str, verb: str, told: Usage | None, before
     target = book.calls[request_id][0]
     lines = book.of(request_id)
     if verb == "unused":
-        book.lines = [line for line in book.lines if line not in lines or line["ends"] is not None]
+        for line in lines:
+            if line["ends"] is None or line["ends"] > time:
+                line["amount"] = 0
+            line["ends"] = time if line["ends"] is None else line["ends"]
         return
     used = told or (Usage() if verb == "failed" else before)
     charged = used
@@ -502,7 +506,9 @@ class TestTeaching:
         assert scope.concurrency.limit == 9
         assert not ledger.resume("a", now(3.0))
 
-    @pytest.mark.parametrize(("outcome", "pause"), [("used", 5.0), ("unused", 10.0), ("failed", 10.0)])
+    @pytest.mark.parametrize(
+        ("outcome", "pause"), [("used", USUAL_PAUSE), ("unused", 2 * USUAL_PAUSE), ("failed", 2 * USUAL_PAUSE)]
+    )
     def test_a_call_that_was_served_ends_the_doubling(self, outcome: Outcome, pause: float) -> None:
         ledger = ledger_of(AccountRules(limits=Limits(concurrency=9)))
         scope = ledger.accounts["a"].scope
@@ -524,7 +530,7 @@ class TestTeaching:
         ledger.settle("held", "used", None, 8.0)
         reserve(ledger, "r3", 3, time=20.0)
         ledger.refuse_rate("r3", A, None, "why", now(21.0), self.draw)
-        assert ledger.accounts["a"].scope.pause.until == 31.0
+        assert ledger.accounts["a"].scope.pause.until == 21.0 + 2 * USUAL_PAUSE
 
 
 class TestClients:
@@ -556,6 +562,7 @@ class TestClients:
         ledger.reserve("s", 2, A, "spent", ledger.cost(A, Usage(2, 2)), 0.0)
         ledger.settle("s", "used", Usage(2, 2), 0.0)
         for number in range(5_000):
+            ledger.forget_idle(1.0)
             ledger.overdrawn(A, Usage(1, 1), f"client{number}", 1.0, answers=True)
         assert len(ledger.clients) < 500
         assert ledger.clients["busy"].active == 1

@@ -19,6 +19,7 @@ from callpool.manager.core.events import (
     WorkerDown,
 )
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.learning import USUAL_PAUSE
 from callpool.manager.core.limits import AccountRules, ClientRules, Counting, LedgerRules, Limits, Price, Usage
 from callpool.manager.core.messages import Continues, Finished, Piece, Rejected, Started, Submit
 from callpool.manager.core.requests import Now
@@ -203,7 +204,7 @@ class TestPauses:
         began = b.time
         out = orders(wake(b))
         assert len(out) == 5
-        assert 5.0 - 0.05 <= b.time - began < 5.5
+        assert USUAL_PAUSE - 0.05 <= b.time - began < 1.1 * USUAL_PAUSE + 0.05
         assert [record(b, name).attempt for name in names] == [2] * 5
 
     def test_what_waiting_takes_is_not_of_the_timeout(self) -> None:

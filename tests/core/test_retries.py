@@ -58,7 +58,7 @@ class TestRetries:
         assert (end.state, end.body, end.session_id) == ("completed", b"answer", "session_r")
         assert end.duration == pytest.approx(b.time - 1000.0), "from the first call's start"
         assert b.core.attempts.describe("a", b.time) == {
-            "retries": 1, "fallbacks": 0, "refused_by_budget": 0, "retries_left": 9, "circuits": [],
+            "retries": 1, "told_to_wait": 0, "fallbacks": 0, "refused_by_budget": 0, "retries_left": 9, "circuits": [],
         }  # fmt: skip
 
     @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ class TestMemory:
             scheduler.remove(f"r{number}")
             scheduler.push(request(number, model=f"m{number}"))
             scheduler.remove(f"r{number}")
-        assert [*scheduler._accounts] == ["a"]
+        assert [*scheduler._busy] == ["a"]
         assert size_of(scheduler) < 10
 
     def test_models_of_a_client_that_is_held(self) -> None:

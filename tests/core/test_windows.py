@@ -70,9 +70,9 @@ def test_against_a_list(script: list[Step]) -> None:  # noqa: C901 - one branch 
                 if expires is None or expires > now:
                     model.entries[entry] = number, expires
             else:
-                window.refund(entry)
-                if expires is None:
-                    del model.entries[entry]
+                window.refund(entry, now)
+                if expires is None or expires > now:
+                    model.entries[entry] = 0, expires
         window.forget(now)
         assert (window.used, window.under_way) == (model.used(now), model.under_way())
         assert window.settled(now) == model.used(now) - model.under_way()
@@ -121,12 +121,16 @@ def test_a_second_stamp_changes_nothing() -> None:
     assert (window.used, window.under_way) == (0, 0)
 
 
-def test_what_has_arrived_is_not_given_back() -> None:
+def test_what_was_stamped_as_it_was_sent_can_be_given_back_as_long_as_it_counts() -> None:
     window = Window(2)
-    entry = window.reserve(1)
+    entry, late = window.reserve(1), window.reserve(1)
     window.stamp(entry, 0.0)
-    window.refund(entry)
+    window.stamp(late, 0.0)
+    window.refund(entry, 59.0)
     assert (window.used, window.under_way) == (1, 0)
+    window.refund(late, 60.0)
+    window.forget(60.0)
+    assert (window.used, window.under_way) == (0, 0)
 
 
 @pytest.mark.parametrize("looked", [True, False])

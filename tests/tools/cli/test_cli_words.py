@@ -114,6 +114,7 @@ FACTS: dict[str, Any] = {
             "name": "kimi",
             "active": 50,
             "limit": 50,
+            "effective_limit": 50,
             "queued": 7,
             "closed": None,
             "connections": {"open": 53},
@@ -126,6 +127,7 @@ FACTS: dict[str, Any] = {
             "name": "n" * 64,
             "active": 1,
             "limit": 200,
+            "effective_limit": 200,
             "queued": 0,
             "closed": "its \x1b[31mserver " * 9,
             "connections": None,
@@ -172,6 +174,7 @@ def test_an_output_without_unicode_gets_another_bar(monkeypatch: pytest.MonkeyPa
 def test_a_record_that_has_not_ended_has_no_last_duration(capsys: pytest.CaptureFixture[str]) -> None:
     record = {
         "request_id": "r1", "session_id": "s1", "client": "c1", "provider": "fake", "model": "m", "state": "processing",
+        "priority": "batch", "name": "nightly",
         "kind": "call", "attempt": 1, "worker": None, "timeout": 30.0, "metadata_bytes": 2, "payload_bytes": 9, "duration": 1.5,
         "fault": {"code": "timeout", "message": "too\x1b long" + "x" * 200},
         "phases": [
