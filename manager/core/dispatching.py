@@ -45,6 +45,8 @@ class Dispatching:
         core, scheduler, admission = self._core, self._core.scheduler, self.admission
         if not len(scheduler):
             return
+        if scheduler.any_held:
+            scheduler.release(now.monotonic)
         admission.begin(now)
         while core.by_worker and core.sessions.has_room and len(scheduler) and admission.any_open():
             request = scheduler.next(admission, now.monotonic)

@@ -223,9 +223,6 @@ class Scheduler:
 
     def next(self, gate: Gate, now: float) -> Request | None:
         """Take the request that goes next, or None where none may."""
-        if self.any_held:
-            for name in self._held.pop_due(now):
-                self._take_part(name)
         best: tuple[tuple[int, float, int], Request] | None = None
         for name, account in self._busy.items():
             if not gate.is_open(name):
@@ -308,6 +305,15 @@ class Scheduler:
         for account in self._busy.values():
             for queue in account.classes:
                 queue.hold(name)
+
+    def is_held(self, name: str) -> bool:
+        """Whether a client's requests take no part now."""
+        return self.any_held and name in self._held_names()
+
+    def release(self, now: float) -> None:
+        """Let those take part again who were held back until now: at each look, or `next_release` would lie in the past."""
+        for name in self._held.pop_due(now):
+            self._take_part(name)
 
     def let_go(self, name: str) -> None:
         """Let a client's requests take part again."""
