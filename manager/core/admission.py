@@ -94,10 +94,18 @@ class Admission:
         other = scope.waits_for
         if other is None or other is request:
             return True
-        if other.request_id not in self._scheduler or self.is_shut(other.target) or not self.is_open(other.provider):
+        if not self._could_go(other):
             scope.waits_for = None  # it was cancelled, went elsewhere, or could not go all the same
             return True
-        return request.rank < other.rank
+        # Who goes before it on its own account is decided there: to stop these would stop itself.
+        return request.rank < other.rank or request.provider == other.provider
+
+    def _could_go(self, other: Request) -> bool:
+        """Whether tokens are all that somebody waits for."""
+        scheduler = self._scheduler
+        if other.request_id not in scheduler or scheduler.is_held(other.name):
+            return False
+        return not self.is_shut(other.target) and self.is_open(other.provider)
 
     def _opens(self, scope: Scope) -> bool:
         at = scope.opens_at(self._at)
