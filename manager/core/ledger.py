@@ -587,7 +587,10 @@ class Ledger:
                 account.models[target.model] = scope
                 self._count_in(scope, target)
             return scope or account.scope
-        return account.organization or account.scope
+        shared = account.organization
+        if shared is None or (limit == "concurrency" and shared.concurrency is None):
+            return account.scope  # whose calls at once are always limited: somebody must learn of it
+        return shared
 
     def _count_in(self, scope: Scope, target: Target) -> None:
         """Let the calls that are out to a target count in its new scope."""
