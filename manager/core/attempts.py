@@ -113,7 +113,7 @@ class Attempts:
         if route is None or route.deadline is None or request.ending is not None:
             return False
         if waits and (route.attempts is None or route.tries_here < route.attempts):
-            self._told_to_wait(request, fault, now)
+            self._told_to_wait(request, fault, now, effects)
             return True
         delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
         if delivered and route.parts:
@@ -154,7 +154,7 @@ class Attempts:
         self._requeue(request, Phase.CONTINUED, now)
         self.wait(request, now)
 
-    def _told_to_wait(self, request: Request, fault: Fault, now: Now) -> None:
+    def _told_to_wait(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
         """A limit refused its call: it waits again at its place, and what waiting takes is not of its timeout."""
         route = request.route
         if route is None:
@@ -168,8 +168,7 @@ class Attempts:
         self._requeue(request, Phase.RETRY, now)
         if len(request.phases) > MAX_PHASES:
             del request.phases[MAX_PHASES // 4 : MAX_PHASES // 2]
-        self.redirect(request, now)
-        self.wait(request, now)
+        self._wait_anew(request, now, effects)
 
     def end_wait(self, request: Request, now: Now, effects: list[Effect]) -> None:
         """It has waited in the queue for as long as it may."""
@@ -216,7 +215,7 @@ class Attempts:
         tried = request.route.tried if request.route else ()
         return sum(each.code == "worker_lost" for each in tried)
 
-    def never_began(self, request: Request, now: Now, reason: str) -> None:
+    def never_began(self, request: Request, now: Now, reason: str, effects: list[Effect]) -> None:
         """Its worker died before the call: another one makes it, and the clock starts again with that."""
         self._record(request, now, "worker_lost", reason, 0.0)
         if request.route is not None:
@@ -224,8 +223,15 @@ class Attempts:
             if request.route.tries_here == 0 and not any(each.called for each in request.route.tried):
                 request.route.deadline = None
         self._requeue(request, Phase.RETRY, now)
+        self._wait_anew(request, now, effects)
+
+    def _wait_anew(self, request: Request, now: Now, effects: list[Effect]) -> None:
+        """Let it wait, without a deadline it may be: not for an account that was stopped while its call was out."""
         self.redirect(request, now)
         self.wait(request, now)
+        stop = self._core.ledger.stopped(request.provider, now.monotonic)
+        if stop is not None:
+            self._core.end(request, refusals.account_stopped(request.provider, stop, now.monotonic), now, effects)
 
     def leave(self, request: Request) -> None:
         """Its call is over, whatever it came to: a circuit that it probed may be probed again."""

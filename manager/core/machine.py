@@ -528,7 +528,8 @@ class Core:
         ) >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
             self.end(request, refusals.never_started(request, event.worker, event.reason, lost), now, effects)
         else:
-            self.attempts.never_began(request, now, f"worker {event.worker} {event.reason} before the call began")
+            why = f"worker {event.worker} {event.reason} before the call began"
+            self.attempts.never_began(request, now, why, effects)
 
     def _account_closed(self, event: AccountClosed, _now: Now, _effects: list[Effect]) -> None:
         self.ledger.accounts[event.account].scope.closed = event.reason
