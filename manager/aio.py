@@ -25,7 +25,7 @@ from callpool.manager.core.messages import Ask, Cancel, Grant, Reply, Revoke
 from callpool.manager.core.states import State
 from callpool.manager.errors import BadInput, CallpoolError, ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.payload import build_submit, longest_function
-from callpool.manager.proxy import new_holder
+from callpool.manager.proxy import client_name, new_holder
 from callpool.manager.request_ids import RequestIds
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from callpool.manager.aio_channel import AsyncChannel
     from callpool.manager.aio_sessions import AsyncSessionManager
     from callpool.manager.core.catalogue import Catalogue
+    from callpool.manager.core.limits import Priority
     from callpool.manager.core.messages import ClientEvent, ClientMessage, Done, Note, RunFunction, Submit
     from callpool.manager.core.options import Options
 
@@ -47,8 +48,12 @@ class AsyncClient:
     end of its process, cancels what it still waits for. Owner of everything here: the event loop's thread.
     """
 
-    def __init__(self, address: str | os.PathLike[str] | None = None, *, door: str = "python") -> None:
-        """Not connected yet. `address`: default this user's supervisor. `door`: as in `Client`."""
+    def __init__(
+        self, address: str | os.PathLike[str] | None = None, *, door: str = "python", name: str | None = None
+    ) -> None:
+        """Not connected yet. `address`: default this user's supervisor. `door`, `name`: as in `Client`."""
+        self.name = client_name(name)
+        """Empty where nobody gave one."""
         self.address = _default_address() if address is None else os.fspath(address)
         self.door = door
         self.holder = new_holder()
@@ -71,9 +76,11 @@ class AsyncClient:
         self._pid = os.getpid()
 
     @classmethod
-    async def connect(cls, address: str | os.PathLike[str] | None = None, *, door: str = "python") -> Self:
+    async def connect(
+        cls, address: str | os.PathLike[str] | None = None, *, door: str = "python", name: str | None = None
+    ) -> Self:
         """A connected client. Raises NotRunning, HandshakeFailed or UnsafePath, all within `wire.HANDSHAKE_DEADLINE`."""
-        return await cls(address, door=door).__aenter__()
+        return await cls(address, door=door, name=name).__aenter__()
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.client_id or '(not connected)'} of {self.address}>"
@@ -84,7 +91,12 @@ class AsyncClient:
             if self._channel is None:
                 self._loop, self._lost = asyncio.get_running_loop(), None
                 self._channel, self._catalogue = await open_channel(
-                    self.address, holder=self.holder, door=self.door, on_events=self._on_events, on_lost=self._on_lost
+                    self.address,
+                    holder=self.holder,
+                    door=self.door,
+                    name=self.name,
+                    on_events=self._on_events,
+                    on_lost=self._on_lost,
                 )
                 self.client_id, self.supervisor_pid = self._channel.client_id, self._channel.supervisor_pid
         self._open_channel()
@@ -149,6 +161,9 @@ class AsyncClient:
         retry_in_doubt: bool = False,
         metadata: Mapping[str, Any] | None = None,
         options: Options | None = None,
+        priority: Priority = "normal",
+        queue_timeout: float | None = None,
+        affinity: str | None = None,
         **parameters: Any,
     ) -> AsyncHandle:
         """Submit one request; returns when the supervisor has taken it. Arguments and errors are those of `Client.submit`.
@@ -172,6 +187,9 @@ class AsyncClient:
             metadata=metadata,
             parameters=parameters,
             options=options,
+            priority=priority,
+            queue_timeout=queue_timeout,
+            affinity=affinity,
         )
         handle = AsyncHandle(self, submit.request_id, provider, model, stream=stream)
         await self._send_request(handle, submit)

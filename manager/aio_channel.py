@@ -215,6 +215,7 @@ async def open_channel(
     *,
     holder: str,
     door: str,
+    name: str,
     on_events: Callable[[list[ClientEvent]], None],
     on_lost: Callable[[ConnectionLost], None],
 ) -> tuple[AsyncChannel, Catalogue]:
@@ -227,7 +228,7 @@ async def open_channel(
     try:
         async with asyncio.timeout(wire.HANDSHAKE_DEADLINE):
             key = proxy.check_address(address)  # looks at a few directories and reads 32 bytes: no work for a thread
-            handshake = proxy.new_handshake(key, holder=holder, door=door)
+            handshake = proxy.new_handshake(key, holder=holder, door=door, name=name)
             connected = await _connect(address)
             channel = AsyncChannel(handshake, on_events=on_events, on_lost=on_lost)
             await _hand_over(connected, channel)

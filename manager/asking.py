@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from callpool.manager.core.catalogue import refuse_timeout
 from callpool.manager.core.messages import Submit
+from callpool.manager.core.tokens import texts_usage
 from callpool.manager.errors import BadInput, from_fault
 from callpool.manager.payload import check_names, check_retries, encode_metadata, encode_payload
 
 if TYPE_CHECKING:
     from callpool.manager.core.catalogue import Catalogue, ProviderEntry
+    from callpool.manager.core.limits import Priority
 
 MAX_TEXTS = 10_000
 """Texts in one request for vectors; a provider may allow fewer."""
@@ -29,6 +31,9 @@ def embeddings_submit(
     fallbacks: Sequence[str] | None = None,
     retry_in_doubt: bool = False,
     metadata: Mapping[str, Any] | None = None,
+    priority: Priority = "normal",
+    queue_timeout: float | None = None,
+    affinity: str | None = None,
     **parameters: Any,
 ) -> Submit:
     """The request for vectors, checked. Raises a BadInput subclass, or what the catalogue says.
@@ -50,12 +55,16 @@ def embeddings_submit(
         fallbacks=list(fallbacks or ()),
         retry_in_doubt=retry_in_doubt,
         operation="embeddings",
+        tokens=texts_usage(input),
+        priority=priority,
+        queue_timeout=queue_timeout,
+        affinity=affinity,
     )
     return _checked(catalogue, submit)
 
 
 def models_submit(catalogue: Catalogue, request_id: str, provider: str, timeout: float | None) -> Submit:
-    """The request for a provider's list of models, checked."""
+    """The request for a provider's list of models, checked. It uses no tokens."""
     return _checked(
         catalogue, Submit(request_id, provider, "", b"{}", timeout=timeout, fallbacks=[], operation="models")
     )

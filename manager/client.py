@@ -20,8 +20,8 @@ from callpool.manager.core.states import State
 from callpool.manager.errors import ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.handle import Handle
 from callpool.manager.payload import build_submit, longest_function
+from callpool.manager.proxy import client_name, new_holder
 from callpool.manager.proxy import connect as connect_wire
-from callpool.manager.proxy import new_holder
 from callpool.manager.request_ids import RequestIds
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from callpool.manager.core.limits import Priority
     from callpool.manager.core.messages import (
         Accepted,
         Chunk,
@@ -51,8 +52,14 @@ class Client:
     `_asked`, `_lost`, `_places`, and what the handles list.
     """
 
-    def __init__(self, address: str, *, door: str = "python") -> None:
-        """`door` is the kind of program: only a Python program of the user's own may have functions run."""
+    def __init__(self, address: str, *, door: str = "python", name: str | None = None) -> None:
+        """`door` is the kind of program: only a Python program of the user's own may have functions run.
+
+        `name`, 1 to 64 of A-Z a-z 0-9 _ . -, is that under which its share, rates and budgets are reckoned: programs that give the
+        same one count as one client. None takes the environment's `CALLPOOL_CLIENT`; without one each client object is its own.
+        """
+        self.name = client_name(name)
+        """Empty where nobody gave one."""
         self.address = address
         self.door = door
         self.holder = new_holder()
@@ -67,7 +74,7 @@ class Client:
         self._pid = os.getpid()
         self._ids = RequestIds()
         self._sessions: SessionManager | None = None
-        connection = connect_wire(address, holder=self.holder, door=door)
+        connection = connect_wire(address, holder=self.holder, door=door, name=self.name)
         try:
             described = Channel.open(connection)
             self._catalogue = msgspec.convert(described["catalogue"], Catalogue)
@@ -153,6 +160,9 @@ class Client:
         retry_in_doubt: bool = False,
         metadata: Mapping[str, Any] | None = None,
         options: Options | None = None,
+        priority: Priority = "normal",
+        queue_timeout: float | None = None,
+        affinity: str | None = None,
         **parameters: Any,
     ) -> Handle:
         """Submit one request; returns when the supervisor has taken it. It waits in the queue while the pool is full.
@@ -162,6 +172,9 @@ class Client:
         model's, the provider's, then the supervisor's setting). What is transient and cannot have been billed is called again, at
         most `max_attempts` times in all; then each of `fallbacks` (`"provider/model"`) in turn; `retry_in_doubt` allows it also where
         the answer may have been billed, or a stream had begun (it then begins again, see `Chunk.restart`).
+        `priority` is "interactive", "normal" or "batch"; `queue_timeout` bounds the wait for the first call in seconds (at most a
+        day; None takes the settings'). Requests of the same `affinity`, 1 to 256 printable characters (else of the same option
+        `cache_id`), go to the same worker while that has room.
         `metadata` is written as JSON, with `str()` for what JSON has no form for; its size counts against the limit.
         `parameters` go to the provider under their own names (`temperature`, `max_tokens`, `tools`, …); those that its models
         do not take are refused, or left out where its configuration says so. `options` are callpool's own words for what
@@ -186,6 +199,9 @@ class Client:
             metadata=metadata,
             parameters=parameters,
             options=options,
+            priority=priority,
+            queue_timeout=queue_timeout,
+            affinity=affinity,
         )
         handle = Handle(self, submit.request_id, provider, model, stream=stream)
         if not self._register(handle, submit if request_id is None else None):
@@ -219,7 +235,8 @@ class Client:
     ) -> dict[str, Any]:
         """Vectors for texts, through the queue like a chat: `{provider, model, embeddings, usage, metadata}`, a vector a text.
 
-        `arguments`: `timeout`, `max_attempts`, `retry_in_doubt`, `metadata` as for `submit`; `fallbacks` only if named here, because
+        `arguments`: `timeout`, `max_attempts`, `retry_in_doubt`, `metadata`, `priority`, `queue_timeout`, `affinity` as for
+        `submit`; `fallbacks` only if named here, because
         vectors of two models cannot be compared; others (`dimensions`, …) go to the provider as they are.
         """
         own = self.generate_request_id() if request_id is None else request_id

@@ -11,13 +11,13 @@ from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.lifecycle import Lifecycle
-from callpool.manager.core.limits import AccountRules, LedgerRules, Limits
 from callpool.manager.core.machine import Core
 from callpool.manager.core.retry import RetryRules
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 from callpool.manager.errors import CallpoolError
 from callpool.manager.kinds import rules_of
+from callpool.manager.ledger_rules import ledger_rules, slots_of
 from callpool.manager.settings import LOCAL_MODEL
 from callpool.workers.model_options import ModelOptions, find_model, require_engine
 
@@ -25,24 +25,21 @@ if TYPE_CHECKING:
     from callpool.manager.boot import Boot
     from callpool.manager.settings import ProviderSettings, SupervisorSettings
 
-LOCAL_SLOTS = 8
-"""Answers at once of the local model, where the configuration does not say."""
-
 
 def build_core(boot: Boot) -> Core:
     """The core of a supervisor with these settings."""
     pool = boot.settings.supervisor
     catalogue = build_catalogue(boot)
-    accounts = {
-        name: AccountRules(limits=Limits(concurrency=entry.limit)) for name, entry in catalogue.providers.items()
-    }
-    ledger = Ledger(LedgerRules(accounts=accounts))
+    ledger = Ledger(ledger_rules(boot.settings))
     return Core(
         catalogue=catalogue,
         sessions=SessionTable(max_concurrent=pool.max_concurrent_sessions, max_metadata_bytes=pool.max_metadata_size),
         ledger=ledger,
         scheduler=Scheduler(
-            max_requests=pool.max_queued_requests, max_bytes=pool.max_queued_bytes, weight_of=ledger.weight_of
+            max_requests=pool.max_queued_requests,
+            max_bytes=pool.max_queued_bytes,
+            weight_of=ledger.weight_of,
+            ageing=pool.ageing,
         ),
         lifecycle=Lifecycle(
             max_requests=pool.history_requests,
@@ -92,22 +89,20 @@ def _entry(boot: Boot, name: str, provider: ProviderSettings) -> ProviderEntry:
         models = {LOCAL_MODEL: boot.settings.timeouts_for(name, LOCAL_MODEL)}
     return ProviderEntry(
         timeouts=boot.settings.timeouts_for(name),
-        limit=_limit(boot, provider),
+        limit=slots_of(provider, boot.settings.supervisor.max_concurrent_sessions),
         models=models,
         any_model=provider.any_model or not models,
         rules=rules_of(provider),
         refusal=_refusal(boot, name, provider),
+        queue_timeout=boot.settings.queue_timeout_for(name),
+        model_queue_timeouts={
+            model: listed.queue_timeout for model, listed in provider.models.items() if listed.queue_timeout is not None
+        },
         fallbacks=provider.fallbacks,
         model_fallbacks={
             model: listed.fallbacks for model, listed in provider.models.items() if listed.fallbacks is not None
         },
     )
-
-
-def _limit(boot: Boot, provider: ProviderSettings) -> int:
-    if provider.concurrency is not None:
-        return provider.concurrency
-    return LOCAL_SLOTS if provider.kind == "local" else boot.settings.supervisor.max_concurrent_sessions
 
 
 def _refusal(boot: Boot, name: str, provider: ProviderSettings) -> Fault | None:
@@ -138,7 +133,7 @@ def model_options(boot: Boot) -> dict[str, ModelOptions]:
             options[name] = ModelOptions(
                 path=str(find_model()),
                 name=next(iter(provider.models), LOCAL_MODEL),
-                slots=_limit(boot, provider),
+                slots=slots_of(provider, boot.settings.supervisor.max_concurrent_sessions),
                 log=str(Path(boot.home) / "logs" / f"model-{name}.log"),
             )
     return options

@@ -15,14 +15,24 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from callpool.manager.config_check import Problem, check
+from callpool.manager.config_check import check
+from callpool.manager.config_rules import Problem
 from callpool.manager.core.catalogue import Timeouts
+from callpool.manager.core.limits import AccountRules, Limits
 from callpool.manager.core.parameter_rules import ModelRules
 from callpool.manager.errors import ConfigError
 from callpool.manager.keys import KeyFact
 from callpool.manager.kinds import base_url_of, platform_of, rules_of
+from callpool.manager.ledger_rules import ledger_rules
 from callpool.manager.paths import config_home, expand_home
-from callpool.manager.settings import SCRIPT_FAULTS, ModelSettings, ProviderSettings, Settings
+from callpool.manager.settings import (
+    SCRIPT_FAULTS,
+    ClientSettings,
+    ModelSettings,
+    OrganizationSettings,
+    ProviderSettings,
+    Settings,
+)
 from callpool.manager.toml_lines import KeyPath, key_lines
 
 LARGEST_FILE: Final = 1_048_576
@@ -75,32 +85,38 @@ def describe(settings: Settings, facts: Mapping[str, KeyFact] | None = None) -> 
     return {
         "supervisor": msgspec.structs.asdict(settings.supervisor),
         "providers": {
-            name: _describe_provider(settings, name, provider, (facts or {}).get(name))
-            for name, provider in settings.providers.items()
+            name: _describe_provider(settings, name, account, (facts or {}).get(name))
+            for name, account in ledger_rules(settings).accounts.items()
         },
+        "organizations": {name: _stated(table) for name, table in settings.organizations.items()},
+        "clients": {name: {"weight": table.weight} | _stated(table) for name, table in settings.clients.items()},
     }
 
 
-def _describe_provider(
-    settings: Settings, name: str, provider: ProviderSettings, fact: KeyFact | None
-) -> dict[str, Any]:
-    rules, concurrency = rules_of(provider), provider.concurrency
-    if concurrency is None:
-        concurrency = settings.supervisor.max_concurrent_sessions
+def _describe_provider(settings: Settings, name: str, account: AccountRules, fact: KeyFact | None) -> dict[str, Any]:
+    provider = settings.providers[name]
+    rules = rules_of(provider)
     return {
         "kind": provider.kind,
         "platform": platform_of(provider),
         "base_url": base_url_of(provider),
         "key": None if fact is None else {"source": fact.source, "state": fact.state, "host": fact.host},
-        "concurrency": concurrency,
-        **_describe_connections(provider, concurrency),
+        **_stated(account.limits),
+        "concurrency_of": account.counting.concurrency_of,
+        "charge": account.counting.charge,
+        "cancel_lag": account.counting.cancel_lag,
+        **({} if account.organization is None else {"organization": account.organization}),
+        **_describe_queue(settings, name),
+        **_describe_connections(provider, account.limits.concurrency),
         **_describe_timeouts(settings.timeouts_for(name)),
         "any_model": provider.any_model or not provider.models,
         "max_attempts": settings.supervisor.max_attempts if provider.max_attempts is None else provider.max_attempts,
         "fallbacks": provider.fallbacks,
         "unsupported_parameters": provider.unsupported_parameters,
         "models": {
-            model: _describe_model(listed)
+            model: _stated(listed)
+            | _stated(account.models.get(model, Limits()))
+            | _describe_queue(settings, name, model)
             | _describe_timeouts(settings.timeouts_for(name, model))
             | _describe_tokens(rules.of(model))
             for model, listed in provider.models.items()
@@ -108,7 +124,7 @@ def _describe_provider(
     }
 
 
-def _describe_connections(provider: ProviderSettings, concurrency: int) -> dict[str, float]:
+def _describe_connections(provider: ProviderSettings, concurrency: int | None) -> dict[str, float | None]:
     """Of each worker to this provider, where one can be set."""
     if provider.kind in ("local", "scripted"):
         return {}
@@ -117,6 +133,11 @@ def _describe_connections(provider: ProviderSettings, concurrency: int) -> dict[
         "keep_alive": provider.keep_alive,
         "warm_connections": provider.warm_connections,
     }
+
+
+def _describe_queue(settings: Settings, name: str, model: str = "") -> dict[str, float]:
+    seconds = settings.queue_timeout_for(name, model)
+    return {} if seconds is None else {"queue_timeout": seconds}
 
 
 def _describe_timeouts(timeouts: Timeouts) -> dict[str, float]:
@@ -131,10 +152,10 @@ def _describe_tokens(known: ModelRules) -> dict[str, int]:
     return {name: tokens for name, tokens in named.items() if tokens is not None}
 
 
-def _describe_model(model: ModelSettings) -> dict[str, Any]:
-    """The fields that differ from the defaults: most models have none of a scripted model's."""
-    defaults = msgspec.structs.asdict(ModelSettings())
-    return {name: value for name, value in msgspec.structs.asdict(model).items() if value != defaults[name]}
+def _stated(table: ModelSettings | OrganizationSettings | ClientSettings | Limits) -> dict[str, Any]:
+    """The fields that differ from the defaults: most models have none of a scripted model's, and most tables few limits."""
+    defaults = msgspec.structs.asdict(type(table)())
+    return {name: value for name, value in msgspec.structs.asdict(table).items() if value != defaults[name]}
 
 
 # Reading.

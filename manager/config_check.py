@@ -5,16 +5,22 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
+from callpool.manager.config_limits import check_limits
 from callpool.manager.config_rules import (
+    CLIENT_RULES,
     KINDS,
     MODEL_RULES,
+    NAME,
+    NAME_WORDS,
+    ORGANIZATION_RULES,
     PROVIDER_RULES,
     SUPERVISOR_RULES,
     TARGET,
+    Problem,
     Rule,
     nearest,
     one_of,
@@ -26,7 +32,9 @@ from callpool.manager.settings import (
     LOCAL_MODEL,
     MAX_LOCAL_SLOTS,
     SCRIPT_FAULTS,
+    ClientSettings,
     ModelSettings,
+    OrganizationSettings,
     ProviderSettings,
     Settings,
     SupervisorSettings,
@@ -39,21 +47,7 @@ _CALLS_OUT: Final = (
 )  # fmt: skip
 _BOUNDED_BY: Final = (("max_output", "context"), ("max_tokens", "max_output"), ("max_tokens", "context"))
 _DEFAULTS: Final = SupervisorSettings()
-_MOST_SESSIONS: Final = _DEFAULTS.max_concurrent_sessions
 _LITERAL_KEYS: Final = frozenset({"apikey", "key", "token", "secret", "password"})
-
-
-class Problem(NamedTuple):
-    """One thing that is wrong: where, and a phrase for a person that follows the key."""
-
-    path: KeyPath
-    what: str
-    valid: Collection[str] = ()
-    """For an unknown key: the names that it could have been."""
-
-    def sentence(self) -> str:
-        """The whole message. The search for the nearest name is slow, so it is made for problems that are shown alone."""
-        return f"{self.what}; {nearest(str(self.path[-1]), self.valid)}" if self.valid else self.what
 
 
 def check(document: Mapping[str, Any], known_faults: Collection[str] | None = SCRIPT_FAULTS) -> list[Problem]:
@@ -91,9 +85,27 @@ class _Walk:
         if self._is_table(("providers",), providers):
             for name, provider in providers.items():
                 self._provider(("providers", name), provider)
-                if isinstance(provider, Mapping):
-                    self._warm(("providers", name), provider, supervisor)
             self._fallbacks(providers)
+        self._group(document, "organizations", "an organization", ORGANIZATION_RULES, OrganizationSettings)
+        self._group(document, "clients", "a client", CLIENT_RULES, ClientSettings)
+        self.problems += list(check_limits(document, self.problems))
+
+    def _group(
+        self,
+        document: Mapping[str, Any],
+        group: str,
+        noun: str,
+        rules: Mapping[str, Rule],
+        shape: type[msgspec.Struct],
+    ) -> None:
+        """Tables by name that have plain fields alone."""
+        tables = document.get(group, {})
+        if not self._is_table((group,), tables):
+            return
+        for name, table in tables.items():
+            self._named((group, name), noun)
+            if self._is_table((group, name), table):
+                self._fields((group, name), table, rules, shape)
 
     def _longest(self, supervisor: Mapping[str, Any]) -> None:
         """A first pause is no longer than the longest one."""
@@ -131,9 +143,13 @@ class _Walk:
                 if what is not None:
                     self._add((*path, name), what)
 
+    def _named(self, path: KeyPath, noun: str) -> None:
+        name = path[-1]
+        if not (isinstance(name, str) and re.fullmatch(NAME, name)):
+            self._add(path, f"{noun}'s name has {NAME_WORDS}")
+
     def _provider(self, path: KeyPath, provider: object) -> None:
-        if not isinstance(path[-1], str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", path[-1]):
-            self._add(path, "a provider's name has 1 to 64 letters, digits, dots, underscores or hyphens")
+        self._named(path, "a provider")
         if not isinstance(provider, Mapping):
             self._add(path, wanted("a table", provider))
             return
@@ -211,18 +227,6 @@ class _Walk:
             names = " or ".join(f'platform = "{name}"' for name in known.platforms)
             self._add(path, f"base_url is missing: {kind} has no address of its own; it may be {names}")
 
-    def _warm(self, path: KeyPath, provider: Mapping[str, Any], supervisor: object) -> None:
-        """As many connections may be kept warm as there may be at all."""
-        pool = supervisor.get("max_concurrent_sessions") if isinstance(supervisor, Mapping) else None
-        sizes = (provider.get("connections"), provider.get("concurrency"), pool, _MOST_SESSIONS)
-        names = ("connections", "concurrency", "max_concurrent_sessions", "max_concurrent_sessions")
-        name, size = next((name, size) for name, size in zip(names, sizes, strict=True) if size is not None)
-        warm = provider.get("warm_connections")
-        if isinstance(warm, int) and isinstance(size, int) and warm > size:
-            self._add(
-                (*path, "warm_connections"), f"must be at most {size}, which is {name}: there are no more of them"
-            )
-
     def _model(self, path: KeyPath, model: object, *, scripted: bool) -> None:
         name = path[-1]
         if not (isinstance(name, str) and 1 <= len(name) <= 200 and name.isprintable()):
@@ -235,11 +239,19 @@ class _Walk:
             less, more = model.get(name), model.get(bound)
             if isinstance(less, int) and isinstance(more, int) and less > more:
                 self._add((*path, name), f"must be at most {bound}, which is {more}")
+        self._prices(path, model)
         if scripted:
             self._script(path, model)
             return
         for key in [key for key in _SCRIPTED_ONLY if key in model]:
             self._add((*path, key), 'is for providers of kind "scripted" alone')
+
+    def _prices(self, path: KeyPath, model: Mapping[str, Any]) -> None:
+        """All that is counted has a price."""
+        given = [name for name in ("input_price", "output_price", "cached_input_price") if model.get(name) is not None]
+        missing = [name for name in ("input_price", "output_price") if name not in given]
+        if given and missing:
+            self._add((*path, given[0]), f"{' and '.join(missing)} must be given beside it; 0 is a price")
 
     def _script(self, path: KeyPath, model: Mapping[str, Any]) -> None:
         """What the rule of a single field of a scripted model cannot see."""

@@ -1,4 +1,4 @@
-"""What each key of a configuration may hold: one rule for each, in three tables that mirror the settings.
+"""What each key of a configuration may hold: one rule for each, in tables that mirror the settings.
 
 No value reaches a message unless it is a short word that was meant to be one of a list: people do paste their key into
 the wrong line, and a refusal is printed, logged and sent around.
@@ -12,17 +12,42 @@ import math
 import re
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Final, get_args
+from typing import Final, NamedTuple, get_args
 
 from callpool.manager.core.retry import MAX_ATTEMPTS, MAX_FALLBACKS
 from callpool.manager.settings import Kind
+from callpool.manager.toml_lines import KeyPath
 
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 LONGEST_TIME: Final = 86_400.0
 """Seconds, one day: nothing in a supervisor waits longer, and larger numbers overflow the system's timers."""
+MOST_REQUESTS: Final = 10**9
+MOST_TOKENS: Final = 10**15
+MOST_MONEY: Final = 1e12
+"""Far beyond any account, and far below where sums of them lose their last digits."""
+NAME: Final = r"[A-Za-z0-9_.-]{1,64}"
+"""Of a provider, an organisation or a client."""
+NAME_WORDS: Final = "1 to 64 letters, digits, dots, underscores or hyphens"
 
 Rule = Callable[[object], str | None]
 """Takes a value, returns what is wrong with it, or None."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: where, and a phrase for a person that follows the key."""
+
+    path: KeyPath
+    what: str
+    valid: Collection[str] = ()
+    """For a name that is not known: those that it could have been."""
+    name: str | None = None
+    """That name; None: the last part of the path."""
+
+    def sentence(self) -> str:
+        """The whole message. The search for the nearest name is slow, so it is made for problems that are shown alone."""
+        if not self.valid:
+            return self.what
+        return f"{self.what}; {nearest(str(self.path[-1]) if self.name is None else self.name, self.valid)}"
 
 
 def type_name(value: object) -> str:
@@ -80,12 +105,12 @@ def one_of(names: Collection[str], noun: str) -> Rule:
             return wanted("text", value)
         if value in names:
             return None
-        return f"{_word(value)} is no {noun}; {nearest(value, names)}"
+        return f"{word(value)} is no {noun}; {nearest(value, names)}"
 
     return rule
 
 
-def _word(value: str) -> str:
+def word(value: str) -> str:
     """A value for a message if it can be a mistyped word; anything that could be a secret stays out."""
     return repr(value) if re.fullmatch(r"[a-z_ -]{0,30}", value, re.IGNORECASE) else "this"
 
@@ -119,6 +144,28 @@ def _share(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return wanted("a number from 0 to 1", value)
     return None if 0 <= value <= 1 else "must be from 0 to 1"
+
+
+def _amount(*, zero: bool = False, least: float = 0.0, most: float = MOST_MONEY) -> Rule:
+    """A number of something that need not be whole, as money."""
+    words = "0 or more" if zero else f"at least {least:g}" if least else "more than 0"
+
+    def rule(value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return wanted("a number", value)
+        if isinstance(value, float) and not math.isfinite(value):
+            return "must be a finite number"
+        return (
+            f"must be {words} and at most {most:g}" if not least <= value <= most or (value == 0 and not zero) else None
+        )
+
+    return rule
+
+
+def _name(value: object) -> str | None:
+    if not isinstance(value, str):
+        return wanted("text", value)
+    return None if re.fullmatch(NAME, value) else f"must be a name of {NAME_WORDS}"
 
 
 def _file_name(value: object) -> str | None:
@@ -211,6 +258,9 @@ SUPERVISOR_RULES: Final[dict[str, Rule]] = {
     "circuit_longest_pause": _seconds(),
     "circuit_patience": _seconds(zero=True),
     "lifecycle_log": _flag,
+    "max_requests_per_minute": _whole(1, MOST_REQUESTS),
+    "queue_timeout": _seconds(),
+    "ageing": _seconds(),
 }
 PROVIDER_RULES: Final[dict[str, Rule]] = {
     "kind": one_of(KINDS, "kind of provider"),
@@ -219,6 +269,15 @@ PROVIDER_RULES: Final[dict[str, Rule]] = {
     "api_key_env": _variable_name,
     "api_key_file": _file_name,
     "concurrency": _whole(1, 100_000),
+    "requests_per_minute": _whole(1, MOST_REQUESTS),
+    "tokens_per_minute": _whole(1, MOST_TOKENS),
+    "tokens_per_day": _whole(1, MOST_TOKENS),
+    "money_per_day": _amount(),
+    "organization": _name,
+    "charge": one_of(("advance", "actual"), "way to charge tokens"),
+    "concurrency_of": one_of(("account", "model"), "holder of a limit"),
+    "cancel_lag": _seconds(zero=True),
+    "queue_timeout": _seconds(),
     "connections": _whole(1, 100_000),
     "keep_alive": _seconds(
         shortest=1.0
@@ -240,6 +299,14 @@ MODEL_RULES: Final[dict[str, Rule]] = {
     "context": _whole(1, 100_000_000),
     "max_output": _whole(1, 10_000_000),
     "max_tokens": _whole(1, 10_000_000),
+    "concurrency": _whole(1, 100_000),
+    "requests_per_minute": _whole(1, MOST_REQUESTS),
+    "tokens_per_minute": _whole(1, MOST_TOKENS),
+    "tokens_per_day": _whole(1, MOST_TOKENS),
+    "input_price": _amount(zero=True),
+    "output_price": _amount(zero=True),
+    "cached_input_price": _amount(zero=True),
+    "queue_timeout": _seconds(),
     "reply": _text,
     "replies": _texts,
     "delay": _seconds(zero=True),
@@ -247,4 +314,17 @@ MODEL_RULES: Final[dict[str, Rule]] = {
     "chunk_delay": _seconds(zero=True),
     "error_times": _whole(1, 1_000_000),
     "error": _text,
+}
+ORGANIZATION_RULES: Final[dict[str, Rule]] = {
+    "concurrency": _whole(1, 100_000),
+    "requests_per_minute": _whole(1, MOST_REQUESTS),
+    "tokens_per_minute": _whole(1, MOST_TOKENS),
+    "tokens_per_day": _whole(1, MOST_TOKENS),
+    "money_per_day": _amount(),
+}
+CLIENT_RULES: Final[dict[str, Rule]] = {
+    "weight": _amount(least=0.001, most=1_000),  # far apart enough for anybody; shares of far less are rounding
+    "max_requests_per_minute": _whole(1, MOST_REQUESTS),
+    "tokens_per_day": _whole(1, MOST_TOKENS),
+    "money_per_day": _amount(),
 }

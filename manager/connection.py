@@ -163,7 +163,8 @@ class Connection(asyncio.Protocol):
         self._deadline = None
         self._on_frame = self._on_lockstep
         self._holder = self._server.holders.join(self.pid, self._handshake.holder, self)
-        self._caller = Caller(self.client_id, self._holder.holder_id, self._handshake.door)
+        holder_id = self._holder.holder_id
+        self._caller = Caller(self.client_id, holder_id, self._handshake.door, self._handshake.name or holder_id)
         self._server.welcome(self)
 
     def _on_lockstep(self, body: bytes) -> None:

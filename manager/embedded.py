@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from callpool.manager.config import Source
 
 
-def connect(address: str | os.PathLike[str] | None = None, *, door: str = "python") -> Client:
+def connect(address: str | os.PathLike[str] | None = None, *, door: str = "python", name: str | None = None) -> Client:
     """Connect to a running supervisor: the one at `address`, else this user's. Raises NotRunning if there is none.
 
     `door` is the kind of program: what is not the user's own Python program gives its name, and may not have functions run.
+    `name`, 1 to 64 of A-Z a-z 0-9 _ . -, is that under which the client's share, rates and budgets are reckoned: programs that give
+    the same one count as one client. None takes `CALLPOOL_CLIENT`; without one each client object is its own.
     """
-    return Client(default_address() if address is None else os.fspath(address), door=door)
+    return Client(default_address() if address is None else os.fspath(address), door=door, name=name)
 
 
 def default_address() -> str:

@@ -45,7 +45,17 @@ class Chunk(str):
 class Progress:
     """What a client knows of a request: what the sync and the async handle have in common."""
 
-    __slots__ = ("_accepted", "_chunks", "_done", "_model", "_position", "_provider", "_stream", "request_id")
+    __slots__ = (
+        "_accepted",
+        "_chunks",
+        "_done",
+        "_model",
+        "_position",
+        "_predicted",
+        "_provider",
+        "_stream",
+        "request_id",
+    )
 
     def __init__(self, request_id: str, provider: str, model: str, *, stream: bool) -> None:
         self.request_id = request_id
@@ -57,6 +67,7 @@ class Progress:
         """How it ended: in the supervisor's words, or in the client's where the supervisor could say nothing."""
         self._accepted = False
         self._position: int | None = None
+        self._predicted: float | None = None
 
     def __repr__(self) -> str:
         outcome = "ended" if self._done else "under way"
@@ -66,6 +77,11 @@ class Progress:
     def position(self) -> int | None:
         """Place in its account's queue when it was accepted (0: next), or None if it was not asked for."""
         return self._position
+
+    @property
+    def predicted_wait(self) -> float | None:
+        """Seconds that it would probably wait, when it was accepted; None where nothing was known, or it was not asked for."""
+        return self._predicted
 
     def done(self) -> bool:
         """Whether it has ended, in whatever way."""
@@ -118,16 +134,16 @@ class Progress:
             self._chunks.append(event.body)
             self._wake()
         elif type(event) is messages.Accepted:
-            self.accept(event.position)
+            self.accept(event.position, event.wait)
         elif type(event) is Done:
             self._end(event)
         elif type(event) is messages.Rejected:
             self.end_here(State.REJECTED, event.fault)
         return self._done is not None
 
-    def accept(self, position: int | None) -> None:
+    def accept(self, position: int | None, wait: float | None = None) -> None:
         """The supervisor has taken it, or has promised to."""
-        self._accepted, self._position = True, position
+        self._accepted, self._position, self._predicted = True, position, wait
         self._wake()
 
     def end_here(self, state: State, fault: Fault) -> None:

@@ -37,6 +37,8 @@ class Caller(NamedTuple):
     """The process behind it, as the owner of sessions."""
     door: str
     """What kind of program it is: `python` for the Python client, or a door's name."""
+    name: str = ""
+    """Under which its share, rates and budgets are reckoned: the one it gave itself, else its holder's."""
 
 
 class Link(Protocol):

@@ -1,4 +1,4 @@
-"""What is known of each kind of provider: where its platforms are, which variables hold its keys, and what its models can be asked.
+"""What is known of each kind of provider: its platforms, the variables of its keys, how it counts, what its models can be asked.
 
 All of it is data, in `kinds.toml` beside this file: a new model, a new address or a changed limit is a line there. It is read
 where a supervisor is started and in the supervisor; clients and workers get what concerns them.
@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from callpool.manager.core.limits import Counting
 from callpool.manager.core.messages import Operation
 from callpool.manager.core.parameter_rules import ModelRules, Rule, Rules, exactly
 from callpool.manager.settings import ModelSettings, ProviderSettings
@@ -39,6 +40,8 @@ class KindFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Whether the key in them is also for an address that is no platform's."""
     operations: tuple[Operation, ...] = ("chat",)
     """What such a provider can be asked for."""
+    counting: Counting = Counting()
+    """How it counts calls and tokens."""
     models: tuple[ModelFacts, ...] = ()
 
 
@@ -69,6 +72,13 @@ def key_variables_of(provider: ProviderSettings) -> tuple[str, ...]:
     """The variables that may hold the key where the configuration says nothing of a key."""
     known = kind_facts(provider.kind)
     return known.key_variables if known.keys_elsewhere or platform_of(provider) is not None else ()
+
+
+def counting_of(provider: ProviderSettings) -> Counting:
+    """How this account's provider counts: as its kind does, but for what the configuration says otherwise."""
+    stated = {name: getattr(provider, name) for name in Counting.__struct_fields__}
+    kinds = kind_facts(provider.kind).counting
+    return msgspec.structs.replace(kinds, **{name: value for name, value in stated.items() if value is not None})
 
 
 def located(provider: ProviderSettings) -> ProviderSettings:

@@ -37,8 +37,9 @@ _TIMEVAL = struct.Struct("@ll")
 class Lockstep:
     """The connections of one client. Safe in threads; a forked child gets connections, and holds sessions, of its own."""
 
-    def __init__(self, address: str, *, holder: str, door: str) -> None:
+    def __init__(self, address: str, *, holder: str, door: str, name: str = "") -> None:
         self._address = address
+        self._name = name
         self._holder = holder
         self._door = door
         self._pid = os.getpid()
@@ -120,7 +121,7 @@ class Lockstep:
             return self._idle.pop()
         except IndexError:
             pass
-        connection = connect(self._address, holder=self._holder, door=self._door)
+        connection = connect(self._address, holder=self._holder, door=self._door, name=self._name)
         # The kernel's own deadline: Python's costs a further system call before each receive.
         whole, part = divmod(ANSWER_DEADLINE, 1)
         deadline = _TIMEVAL.pack(int(whole), int(part * 1_000_000))

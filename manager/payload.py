@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from callpool.manager.core.catalogue import refuse_timeout
+from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import Submit
 from callpool.manager.core.options import NO_OPTIONS, PAYLOAD_KEY, SO_FAR_KEY, Options, check_options
-from callpool.manager.core.parameters import check
+from callpool.manager.core.parameters import check, shape
+from callpool.manager.core.tokens import chat_usage
 from callpool.manager.errors import BadInput, NotSerializable, from_fault
 
 if TYPE_CHECKING:
     from callpool.manager.core.catalogue import Catalogue
+    from callpool.manager.core.limits import Priority
     from callpool.manager.core.messages import RunFunction
 
 RESERVED = frozenset({
@@ -49,8 +52,15 @@ def build_submit(
     metadata: Mapping[str, Any] | None,
     parameters: Mapping[str, Any],
     options: Options | None = None,
+    priority: Priority = "normal",
+    queue_timeout: float | None = None,
+    affinity: str | None = None,
 ) -> Submit:
-    """Check everything that can be checked without the supervisor. Raises a BadInput subclass, or what the catalogue says."""
+    """Check everything that can be checked without the supervisor, and reckon what the request will use.
+
+    Raises a BadInput subclass, or what the catalogue says. Without an affinity of its own a request has its `cache_id`'s: a worker
+    that made the last call of it has the connection, and the provider's cache behind that.
+    """
     for name, value in (("request_id", request_id), ("provider", provider), ("model", model)):
         if not isinstance(value, str):
             raise BadInput(f"{name} must be a string, got {type(value).__name__}", param=name)
@@ -80,12 +90,17 @@ def build_submit(
         max_attempts=max_attempts,
         fallbacks=None if fallbacks is None else list(fallbacks),
         retry_in_doubt=retry_in_doubt,
+        priority=priority,
+        queue_timeout=queue_timeout,
+        affinity=asked.cache_id if affinity is None else affinity,
     )
-    fault = catalogue.refuse(submit)
-    if fault is None:
-        fault = check(catalogue.providers[provider].rules, model, messages, parameters, asked, stream=stream)
-    if fault is not None:
+    if (fault := catalogue.refuse(submit)) is not None:
         raise from_fault(fault)
+    shaped = shape(catalogue.providers[provider].rules, model, messages, parameters, asked, stream=stream)
+    if isinstance(shaped, Fault):
+        raise from_fault(shaped)
+    # A fallback keeps the estimate, though its rules may add another limit: the worker that calls it reckons again.
+    submit = msgspec.structs.replace(submit, tokens=chat_usage(shaped.messages, shaped.parameters))
     return _with_able_fallbacks(catalogue, submit, messages, parameters, asked)
 
 

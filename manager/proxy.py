@@ -25,6 +25,7 @@ import msgspec
 from multiprocess.managers import BaseManager, BaseProxy, Token, listener_client
 
 from callpool.manager import peers, wire
+from callpool.manager.core.catalogue import refuse_client_name
 from callpool.manager.core.faults import Fault
 from callpool.manager.errors import CallpoolError, ConnectionLost, HandshakeFailed, NotRunning, from_fault
 from callpool.manager.private import check_private_dir, read_private_file
@@ -32,6 +33,8 @@ from callpool.manager.private import check_private_dir, read_private_file
 SERIALIZER = "callpool"
 SERVICE = "service"
 KEY_FILE = "key"
+CLIENT_VARIABLE = "CALLPOOL_CLIENT"
+"""Of the environment: the name of clients that are given none."""
 READ_BYTES = 64 * 1024
 
 
@@ -104,20 +107,40 @@ def _holder_of_process() -> str:
     return _process_holder[0][1]
 
 
+def client_name(given: str | None) -> str:
+    """The name under which a client is reckoned: the given one, else the environment's, else none (empty). Raises BadInput."""
+    name, param = given, "name"
+    if name is None:
+        name, param = os.environ.get(CLIENT_VARIABLE) or None, CLIENT_VARIABLE
+    if name is None:
+        return ""
+    if (fault := refuse_client_name(name, param)) is not None:
+        raise from_fault(fault)
+    return name
+
+
 def connect(
-    address: str, authkey: bytes | None = None, *, holder: str | None = None, door: str = "python"
+    address: str,
+    authkey: bytes | None = None,
+    *,
+    holder: str | None = None,
+    door: str = "python",
+    name: str | None = None,
 ) -> WireConnection:
     """Connect, check who serves, and shake hands, all within `wire.HANDSHAKE_DEADLINE`.
 
     Raises NotRunning, HandshakeFailed or UnsafePath. Without `authkey` the key is read from the file beside the socket;
-    without `holder` the connection holds sessions together with all others of this process that gave none.
+    without `holder` the connection holds sessions together with all others of this process that gave none. `name` is what
+    `client_name` returned; None asks it.
     """
+    own = client_name(None) if name is None else name
     deadline = time.monotonic() + wire.HANDSHAKE_DEADLINE
     key = check_address(address, authkey)
     connected = _connect(address, deadline)
     try:
         check_server(connected, address)
-        handshake = new_handshake(key, holder=holder if holder is not None else _holder_of_process(), door=door)
+        shared = holder if holder is not None else _holder_of_process()
+        handshake = new_handshake(key, holder=shared, door=door, name=own)
         return _shake_hands(connected, handshake, deadline)
     except BaseException:
         connected.close()
@@ -188,11 +211,11 @@ def burst_pause() -> float:
     return random.uniform(0.001, 0.02)  # noqa: S311 - no secret
 
 
-def new_handshake(key: bytes, *, holder: str, door: str) -> wire.ClientHandshake:
+def new_handshake(key: bytes, *, holder: str, door: str, name: str) -> wire.ClientHandshake:
     """This process's side of a handshake."""
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
     label = f"{program.encode('utf-8', 'replace').decode()}:{os.getpid()}"
-    return wire.ClientHandshake(key, os.urandom(wire.NONCE_BYTES), label, holder=holder, door=door)
+    return wire.ClientHandshake(key, os.urandom(wire.NONCE_BYTES), label, holder=holder, door=door, name=name)
 
 
 def handshake_overdue() -> HandshakeFailed:

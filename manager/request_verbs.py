@@ -14,6 +14,7 @@ import msgspec
 
 from callpool.manager.core.catalogue import refuse_timeout
 from callpool.manager.core.events import AccountResumed, CancelAsked, Event, Submitted
+from callpool.manager.core.limits import Priority, Usage
 from callpool.manager.core.messages import Done, Operation, Rejected, Submit
 from callpool.manager.core.requests import as_plain
 from callpool.manager.errors import BadInput, UnknownRequest, from_fault
@@ -94,6 +95,11 @@ class _CallArguments(msgspec.Struct, forbid_unknown_fields=True):
     fallbacks: list[str] | None = None
     retry_in_doubt: bool = False
     operation: Operation = "chat"
+    tokens: Usage = Usage()
+    """A plain proxy need not reckon: the worker does before the call."""
+    priority: Priority = "normal"
+    queue_timeout: float | None = None
+    affinity: str | None = None
 
 
 class _DrainArguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -133,7 +139,7 @@ class RequestVerbs:
         if (client, submit.request_id) in self._waiters:
             raise BadInput(f"a call with the id {submit.request_id!r} is being waited for", param="request_id")
         self._waiters[client, submit.request_id] = future
-        self._stage.apply([Submitted(client, submit, self._stage.next_session_id())])
+        self._stage.apply([Submitted(client, submit, self._stage.next_session_id(), caller.name)])
         return future
 
     def answer_waiter(self, client: str, message: ClientEvent) -> bool:

@@ -322,7 +322,7 @@ class Service:
     def _event_of(self, caller: Caller, message: ClientMessage) -> Event | None:
         """The event of a message; None where it was refused here."""
         if type(message) is Submit:
-            return Submitted(caller.client, message, next(self._session_ids))
+            return Submitted(caller.client, message, next(self._session_ids), caller.name)
         if type(message) is Cancel:
             return CancelAsked(caller.client, message.request_id)
         if type(message) is Note:
@@ -334,7 +334,7 @@ class Service:
     def _function_of(self, caller: Caller, message: RunFunction) -> Event | None:
         if self._functions and caller.door == PYTHON_DOOR:
             submit = Submit(**msgspec.structs.asdict(message))
-            return FunctionAsked(caller.client, caller.holder, submit, next(self._session_ids))
+            return FunctionAsked(caller.client, caller.holder, submit, next(self._session_ids), caller.name)
         why = f"by the door {caller.door[:40]!r}" if self._functions else "by this supervisor's function_workers = 0"
         refused = FunctionsRefused(f"functions are refused {why}: only Python clients may have them run")
         self._outlets.to_client(caller.client, Rejected(message.request_id, refused.fault))

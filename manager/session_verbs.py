@@ -154,7 +154,13 @@ class SessionVerbs:
             arguments.timeout_seconds,
         )
         return self._stage.step(
-            SessionAsked(caller.holder, submit, session_id or self._stage.next_session_id(), start=arguments.start)
+            SessionAsked(
+                caller.holder,
+                submit,
+                session_id or self._stage.next_session_id(),
+                start=arguments.start,
+                name=caller.name,
+            )
         )
 
     def _move(self, _caller: Caller, arguments: _MoveArguments) -> Any:

@@ -96,7 +96,7 @@ class SessionManager:
             client = self._embedded.__enter__()
         self._client = client
         self._ids = RequestIds()
-        self._lockstep = Lockstep(client.address, holder=client.holder, door=client.door)
+        self._lockstep = Lockstep(client.address, holder=client.holder, door=client.door, name=client.name)
         self._session_ids = RequestIds("session_")
         self._doubtful: list[SessionIds] = []
         """Sessions whose creation was asked for and never answered; ended with the next verb that comes through."""

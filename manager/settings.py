@@ -18,6 +18,8 @@ KEEP_IDLE = 15.0
 is just being closed fails, so we let go well before."""
 LOCAL_MODEL = "smollm2"
 """The model that a `local` provider serves when its configuration lists none."""
+LOCAL_SLOTS = 8
+"""Answers at once of a local model, where the configuration does not say."""
 MAX_LOCAL_SLOTS = 64
 """Answers at once of a local model: more would only divide the same cores further."""
 
@@ -29,7 +31,7 @@ SCRIPT_FAULTS = frozenset({
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One model of a provider. The second group is for providers of kind `scripted` alone."""
+    """One model of a provider. The second group is its limits and prices, the third for providers of kind `scripted` alone."""
 
     timeout: float | None = None
     """Seconds from a request's first call to its end; None takes the provider's, then the supervisor's `default_timeout`."""
@@ -45,6 +47,20 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Tokens of one answer. More are refused."""
     max_tokens: int | None = None
     """Tokens of an answer that are asked for where a request does not say."""
+
+    concurrency: int | None = None
+    """Calls at once of this model, besides the account's; None limits nothing, as in the next three."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    input_price: float | None = None
+    """Money for a million tokens of prompt. Both prices are given, or none."""
+    output_price: float | None = None
+    """Money for a million tokens of answer."""
+    cached_input_price: float | None = None
+    """Money for a million tokens of prompt that the provider had cached; None takes `input_price`."""
+    queue_timeout: float | None = None
+    """Seconds that a request waits for its first call at most; None takes the provider's."""
 
     reply: str | None = None
     """Text of the answer; None echoes the last message."""
@@ -78,7 +94,23 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     api_key_file: str | None = None
     """Path of a file with mode 0600 that holds the key."""
     concurrency: int | None = None
-    """Calls at once on this account; None allows `max_concurrent_sessions`."""
+    """Calls at once on this account, or on each of its models if `concurrency_of` says so; None allows `max_concurrent_sessions`."""
+    requests_per_minute: int | None = None
+    """None limits nothing, as in the next three. Minutes and days are sliding ones: any 60 s, any 24 hours."""
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    money_per_day: float | None = None
+    """In the currency of the prices."""
+    organization: str | None = None
+    """Name of one of `organizations`: accounts with the same one share its limits."""
+    charge: Literal["advance", "actual"] | None = None
+    """Whether a minute's tokens count prompt and limit of the answer when a call begins, or what was used; None takes the kind's."""
+    concurrency_of: Literal["account", "model"] | None = None
+    """Whose calls at once the provider limits; None takes the kind's."""
+    cancel_lag: float | None = None
+    """Seconds for which the slot of a call that we ended counts on; None takes the kind's."""
+    queue_timeout: float | None = None
+    """Seconds that a request waits for its first call at most; None takes the supervisor's."""
     connections: int | None = None
     """Connections at once in one worker; None allows as many as calls. A call beyond them waits for one."""
     keep_alive: float = KEEP_IDLE
@@ -148,6 +180,35 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Seconds that a request waits for that at most; while a probe is out it waits for the probe's end."""
     lifecycle_log: bool = False
     """Whether every lifecycle event is also written to `logs/lifecycle.jsonl` in the state directory."""
+    max_requests_per_minute: int | None = None
+    """Calls that begin in any 60 s, over all accounts; None limits nothing."""
+    queue_timeout: float | None = None
+    """Seconds that a request waits for its first call, where neither model, provider nor request says otherwise; None: no limit."""
+    ageing: float = 30.0
+    """Seconds after which a request that waits gets turns ahead of higher classes."""
+
+
+class OrganizationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the accounts of one organisation may use together; None limits nothing."""
+
+    concurrency: int | None = None
+    """Calls at once."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    money_per_day: float | None = None
+    """In the currency of the prices."""
+
+
+class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one client may use, whichever accounts it uses; None limits nothing."""
+
+    weight: float = 1.0
+    """Its share, beside the others' of its class: twice the weight gets twice the turns."""
+    max_requests_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    money_per_day: float | None = None
+    """In the currency of the prices."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -155,6 +216,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     supervisor: SupervisorSettings = SupervisorSettings()
     providers: dict[str, ProviderSettings] = {}
+    organizations: dict[str, OrganizationSettings] = {}
+    clients: dict[str, ClientSettings] = {}
+    """By name; that of `limits.OTHERS` is for every client without an entry of its own."""
 
     def timeouts_for(self, provider: str, model: str = "") -> Timeouts:
         """Of one call: each is the model's, else the provider's, and the total else the supervisor's default."""
@@ -167,3 +231,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             account.first_token_timeout if first_token is None else first_token,
             account.idle_timeout if idle is None else idle,
         )
+
+    def queue_timeout_for(self, provider: str, model: str = "") -> float | None:
+        """Seconds that a request waits for its first call: the model's, else the provider's, the supervisor's; None: no limit."""
+        account = self.providers[provider]
+        stated = (account.models.get(model, _UNLISTED).queue_timeout, account.queue_timeout)
+        return next((seconds for seconds in stated if seconds is not None), self.supervisor.queue_timeout)

@@ -6,7 +6,7 @@ checked against a limit before anything is allocated for it. No pickle: the supe
 The handshake (client connects, server speaks first):
 
     S → C   Hello    protocol versions, server nonce
-    C → S   Prove    version, label, holder, door, client nonce, HMAC-SHA256(key, "client" | both nonces | the others)
+    C → S   Prove    version, label, holder, door, name, client nonce, HMAC-SHA256(key, "client" | both nonces | the others)
     S → C   Welcome  client id, HMAC-SHA256(key, "server" | both nonces | client id)      or   Refused  fault
 
 Each side proves that it holds the key without sending it, bound to its role and to both nonces, so that neither a replay nor a
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from callpool.manager.core.catalogue import refuse_client_name
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import PROTOCOL_VERSION, ClientEvent, ClientMessage, WorkerOrder, WorkerReport
 from callpool.manager.errors import HandshakeFailed, ProtocolError
@@ -127,13 +128,15 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="callpool"):
 class Prove(msgspec.Struct, frozen=True, array_like=True, tag="prove"):
     """The client's proof that it knows the key.
 
-    Connections of one process that give the same `holder` hold sessions together. `door` is the kind of program.
+    Connections of one process that give the same `holder` hold sessions together. `door` is the kind of program. Clients that give
+    the same `name` share what a client may use; empty, each is its own.
     """
 
     version: int
     label: str
     holder: str
     door: str
+    name: str
     nonce: bytes
     mac: bytes
 
@@ -172,6 +175,7 @@ class ServerHandshake:
         """What the client calls itself; for people only."""
         self.holder = ""
         self.door = ""
+        self.name = ""
 
     def hello(self) -> bytes:
         """The first frame's body."""
@@ -185,11 +189,15 @@ class ServerHandshake:
         texts = (prove.label, prove.holder, prove.door)
         if len(prove.nonce) != NONCE_BYTES or any(len(text) > MAX_TEXT for text in texts):
             return False, _refuse("malformed proof")
-        encoded = (text.encode() for text in texts)
+        encoded = (text.encode() for text in (*texts, prove.name))
         expected = _mac(self._key, b"client", self._nonce, prove.nonce, bytes([prove.version]), *encoded)
         if not hmac.compare_digest(expected, prove.mac):
             return False, _refuse("the key is wrong: the supervisor makes a new one at each start")
+        # Only now: to whoever has no key nothing is said of its words. The frame's limit has bounded the name.
+        if prove.name and (fault := refuse_client_name(prove.name)) is not None:
+            return False, encoder.encode(Refused(msgspec.structs.replace(fault, code=HandshakeFailed.code)))
         self.label, self.holder, self.door = texts
+        self.name = prove.name
         mac = _mac(self._key, b"server", self._nonce, prove.nonce, self._client_id.encode())
         return True, encoder.encode(Welcome(self._client_id, mac))
 
@@ -197,10 +205,10 @@ class ServerHandshake:
 class ClientHandshake:
     """The client's side of one handshake."""
 
-    def __init__(self, key: bytes, nonce: bytes, label: str, *, holder: str, door: str) -> None:
+    def __init__(self, key: bytes, nonce: bytes, label: str, *, holder: str, door: str, name: str = "") -> None:
         self._key = key
         self._nonce = nonce
-        self._texts = (label[:MAX_TEXT], holder, door)
+        self._texts = (label[:MAX_TEXT], holder, door, name)
         self._server_nonce = b""
 
     def prove(self, body: bytes) -> bytes:

@@ -91,6 +91,7 @@ def move_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("CALLPOOL_RUNTIME_DIR", str(folder / "run"))
     patch.setenv("CALLPOOL_KEY_LOCK_DIR", str(folder / "keys"))
     patch.delenv("CALLPOOL_CONFIG", raising=False)
+    patch.delenv("CALLPOOL_CLIENT", raising=False)
     for name in list(os.environ):
         if name.upper().endswith(("_API_KEY", "_PROXY")):
             patch.delenv(name)

@@ -90,6 +90,10 @@ class _Told:
         """A piece."""
         await self._progress.chunk(text, raw, useful=useful)
 
+    def counted(self, usage: dict[str, Any]) -> None:
+        """Its tokens."""
+        self._progress.counted(usage)
+
     def whole(self) -> None:
         """The answer is there."""
         self._progress.whole()
@@ -145,6 +149,10 @@ class _Stream:
             self._listen()
         elif listened and self._measures:
             self._listen_until(due + self._loop.time() - now)
+
+    def counted(self, usage: dict[str, Any]) -> None:
+        """Its tokens."""
+        self._progress.counted(usage)
 
     def whole(self) -> None:
         """Nothing is awaited any more that could come too late."""

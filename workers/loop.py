@@ -18,6 +18,7 @@ import msgspec
 
 from callpool.manager import wire
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import (
     CancelCall,
     Continues,
@@ -37,6 +38,7 @@ from callpool.workers.call import run_call
 from callpool.workers.conversation import Conversation, plain_call
 from callpool.workers.providers.registry import make_provider
 from callpool.workers.providers.secret import Secret
+from callpool.workers.usage import read_usage, reckon
 
 if TYPE_CHECKING:
     import socket
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.messages import WorkerOrder
     from callpool.manager.settings import ProviderSettings
     from callpool.workers.boot import WorkerBoot
-    from callpool.workers.providers.base import Answer, Pooled
+    from callpool.workers.providers.base import Answer, Call, Pooled, Provider
 
 log = logging.getLogger(__name__)
 
@@ -136,25 +138,26 @@ class WorkerLoop:
 
     def _begin(self, order: Dispatch) -> None:
         key = (order.request_id, order.attempt)
-        task = self._loop.create_task(self._make(order))
+        progress = _Progress(self._link, order, self._is_lone)
+        task = self._loop.create_task(self._make(order, progress))
         self._calls[key] = task
-        task.add_done_callback(lambda done: self._task_ended(key, done))
+        task.add_done_callback(lambda done: self._task_ended(key, done, progress))
 
     def _cancel(self, order: CancelCall) -> None:
         task = self._calls.get((order.request_id, order.attempt))
         if task is not None:  # else its end is on its way already
             task.cancel()
 
-    async def _make(self, order: Dispatch) -> None:
+    async def _make(self, order: Dispatch, progress: _Progress) -> None:
         """Make one call and report its end: from here, because a task's callbacks come a turn of the loop later."""
         report: Finished | Continues
         try:
-            report = await self._outcome(order)
+            report = await self._outcome(order, progress)
         except CallpoolError as error:
             report = Finished(order.request_id, order.attempt, None, error.fault)
-        self._report_end(report)
+        self._report_end(report, progress)
 
-    async def _outcome(self, order: Dispatch) -> Finished | Continues:
+    async def _outcome(self, order: Dispatch, progress: _Progress) -> Finished | Continues:
         provider = self._providers.get(order.provider)
         if provider is None:
             raise ProviderUnreachable(
@@ -167,12 +170,12 @@ class WorkerLoop:
                 scope="provider",
             )
         if order.operation != "chat":
-            answer = await run_call(provider, plain_call(order), _Progress(self._link, order, self._is_lone))
+            answer = await self._call(provider, plain_call(order), progress)
             return Finished(order.request_id, order.attempt, _encode_answer(answer, order))
         conversation = Conversation(order, self._boot.rules[order.provider])
         failure: CallpoolError
         try:
-            answer = await run_call(provider, conversation.call(), _Progress(self._link, order, self._is_lone))
+            answer = await self._call(provider, conversation.call(), progress)
             following = conversation.following(answer)
             if following is not None:
                 return following
@@ -182,18 +185,25 @@ class WorkerLoop:
             failure = conversation.with_text(error)
         raise failure
 
-    def _task_ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+    async def _call(self, provider: Provider, call: Call, progress: _Progress) -> Answer:
+        progress.tokens = reckon(call)
+        answer = await run_call(provider, call, progress)
+        progress.counted(answer.usage)
+        return answer
+
+    def _task_ended(self, key: tuple[str, int], task: asyncio.Task[None], progress: _Progress) -> None:
         """Report what the task could not: it was cancelled, or it broke in a way that no provider may."""
         if key not in self._calls:
             return
         error = None if task.cancelled() else task.exception()
         if error is not None:
             log.error("a call ended in an unexpected way", exc_info=error)
-        self._report_end(Finished(*key, None, to_fault(error) if error else _CANCELLED))
+        self._report_end(Finished(*key, None, to_fault(error) if error else _CANCELLED), progress)
 
-    def _report_end(self, finished: Finished | Continues) -> None:
+    def _report_end(self, finished: Finished | Continues, progress: _Progress) -> None:
+        """With what this call alone has used, however it ended: a fault, too, may have cost tokens."""
         del self._calls[finished.request_id, finished.attempt]
-        self._link.send(finished)
+        self._link.send(msgspec.structs.replace(finished, usage=progress.usage))
         if not self._calls:
             self._link.flush()  # nothing else will travel with it
         self._retire_if_idle()
@@ -229,16 +239,20 @@ class WorkerLoop:
 class _Progress:
     """What a provider tells of one call."""
 
-    __slots__ = ("_alone", "_link", "_order")
+    __slots__ = ("_alone", "_link", "_order", "tokens", "usage")
 
     def __init__(self, link: Link, order: Dispatch, alone: Callable[[], bool]) -> None:
         self._link = link
         self._order = order
         self._alone = alone
+        self.tokens = Usage()
+        """What the call is reckoned to use."""
+        self.usage: Usage | None = None
+        """What it has used, as the provider tells."""
 
     async def started(self) -> None:
         """Report, and wait until the report is in the kernel: only then may the call contact the provider."""
-        self._link.send(Started(self._order.request_id, self._order.attempt))
+        self._link.send(Started(self._order.request_id, self._order.attempt, self.tokens))
         if self._alone():
             self._link.flush()
         await self._link.flushed()
@@ -249,6 +263,10 @@ class _Progress:
         self._link.send(Piece(self._order.request_id, self._order.attempt, body))
         if self._link.unsent_bytes > MAX_UNSENT:
             await self._link.flushed()
+
+    def counted(self, usage: dict[str, Any]) -> None:
+        """Remember what it means, for the report of the end; what means nothing leaves what was told before."""
+        self.usage = read_usage(usage) or self.usage
 
     def whole(self) -> None:
         """Nothing that the supervisor has to know."""

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from callpool.manager.core.faults import Fault, bad_input
-from callpool.manager.core.parameter_rules import Rules
+from callpool.manager.core.limits import MAX_AFFINITY, MAX_CLIENT_NAME, PRIORITIES, Usage
+from callpool.manager.core.parameter_rules import Rules, shown
 from callpool.manager.core.retry import MAX_ATTEMPTS, MAX_FALLBACKS, Target
+from callpool.manager.core.tokens import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.messages import Submit
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+CLIENT_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_CLIENT_NAME}}}")
 MAX_TIMEOUT = 86_400.0
 """Seconds: a day. A longer wait for one answer is a mistake in a unit."""
 MAX_MODEL_NAME = 200
@@ -62,6 +65,10 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     fallbacks: list[str] = []
     """Targets, as `provider/model`, for requests that this account cannot serve and that name none themselves."""
     model_fallbacks: dict[str, list[str]] = {}
+    """The same by model, where a model has its own."""
+    queue_timeout: float | None = None
+    """Seconds that a request waits for its first call, where neither it nor the model says otherwise; None: no limit."""
+    model_queue_timeouts: dict[str, float] = {}
     """The same by model, where a model has its own."""
 
     def has(self, model: str) -> bool:
@@ -106,6 +113,13 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             usual.idle if idle is None else idle,
         )
 
+    def queue_timeout_for(self, submit: Submit) -> float | None:
+        """Seconds that this request waits for its first call at most: its own, else the model's or the provider's; None: no limit."""
+        entry = self.providers.get(submit.provider)
+        if submit.queue_timeout is not None or entry is None:
+            return submit.queue_timeout
+        return entry.model_queue_timeouts.get(submit.model, entry.queue_timeout)
+
     def fallbacks_for(self, submit: Submit) -> list[Target]:
         """Where this request's call may go instead, in order: the request's own list, else the model's, else the provider's.
 
@@ -142,6 +156,8 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
         if entry.refusal is not None:
             return entry.refusal
         if (fault := refuse_timeouts(submit) or self._refuse_retries(submit)) is not None:
+            return fault
+        if (fault := refuse_order(submit)) is not None:
             return fault
         if len(submit.payload) > self.max_payload_size:
             size, limit = len(submit.payload), self.max_payload_size
@@ -207,6 +223,46 @@ def refuse_session(submit: Submit) -> Fault | None:
         if len(text) > MAX_MODEL_NAME:
             return bad_input(name, f"has {len(text)} characters, the limit is {MAX_MODEL_NAME}")
     return refuse_timeout(submit.timeout, "timeout_seconds")
+
+
+def refuse_order(given: Submit) -> Fault | None:
+    """The fault in what a request says of its turn and its size, or None."""
+    return (
+        _refuse_priority(given.priority)
+        or refuse_timeout(given.queue_timeout, "queue_timeout")
+        or _refuse_affinity(given.affinity)
+        or _refuse_tokens(given.tokens)
+    )
+
+
+def _refuse_priority(given: object) -> Fault | None:
+    if isinstance(given, str) and given in PRIORITIES:
+        return None
+    return bad_input("priority", f"must be one of {', '.join(PRIORITIES)}, got {shown(given)}")
+
+
+def _refuse_affinity(given: object) -> Fault | None:
+    if given is None or (isinstance(given, str) and 1 <= len(given) <= MAX_AFFINITY and given.isprintable()):
+        return None
+    return bad_input(
+        "affinity", f"must be 1 to {MAX_AFFINITY} printable characters, got {shown(given)}", limit=MAX_AFFINITY
+    )
+
+
+def _refuse_tokens(given: Usage) -> Fault | None:
+    """A client of another kind may reckon wrongly, but a count below nothing would give back what others use."""
+    if all(0 <= count <= MOST for count in (given.prompt, given.answer, given.cached)):
+        return None
+    return bad_input("tokens", f"must be from 0 to {MOST} each", limit=MOST)
+
+
+def refuse_client_name(name: object, param: str = "name") -> Fault | None:
+    """The fault in the name under which a client is reckoned, or None."""
+    if isinstance(name, str) and CLIENT_NAME.fullmatch(name) is not None:
+        return None
+    return bad_input(
+        param, f"must be 1 to {MAX_CLIENT_NAME} of A-Z a-z 0-9 _ . -, got {shown(name)}", limit=MAX_CLIENT_NAME
+    )
 
 
 def refuse_timeouts(given: Submit) -> Fault | None:

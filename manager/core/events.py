@@ -37,6 +37,8 @@ class SessionAsked(_Event, frozen=True):
     session_id: str
     start: bool = False
     """Start it in the same step."""
+    name: str = ""
+    """As of a `Submitted`; without one the holder's own."""
 
 
 class SessionMoved(_Event, frozen=True):
@@ -82,6 +84,8 @@ class FunctionAsked(_Event, frozen=True):
     holder: str
     submit: Submit
     session_id: str
+    name: str = ""
+    """As of a `Submitted`; without one the holder's own."""
 
 
 class Noted(_Event, frozen=True):

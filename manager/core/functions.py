@@ -31,12 +31,12 @@ class Functions:
 
     def asked(self, event: FunctionAsked, now: Now, effects: list[Effect]) -> None:
         """A client wants a function run."""
-        core, submit = self._core, event.submit
-        fault = self._refuse_payload(submit) or core.held.refuse(submit, event.holder, now)
+        core, submit, name = self._core, event.submit, event.name or event.holder
+        fault = self._refuse_payload(submit) or core.held.refuse(submit, name, now)
         if fault is not None:
             effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
             return
-        request = core.receive(event.client, submit, event.session_id, Kind.FUNCTION, now, event.holder)
+        request = core.receive(event.client, submit, event.session_id, Kind.FUNCTION, now, name)
         self.waiting_bytes += request.payload_bytes
         request.holder = event.holder
         advance(request, Move.ALLOCATE)

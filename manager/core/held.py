@@ -139,12 +139,13 @@ class HeldSessions:
 
     def asked(self, event: SessionAsked, now: Now, effects: list[Effect]) -> None:
         """Create a session for a holder, or refuse it."""
-        fault = self.refuse(event.submit, event.holder, now)
+        name = event.name or event.holder
+        fault = self.refuse(event.submit, name, now)
         if fault is not None:
             effects.append(Answer(fault=fault))
             return
         core = self._core
-        request = core.receive(event.holder, event.submit, event.session_id, Kind.HELD, now)
+        request = core.receive(event.holder, event.submit, event.session_id, Kind.HELD, now, name)
         advance(request, Move.CREATE)
         core.take_session(request, now)
         if event.start:

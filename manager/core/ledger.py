@@ -264,6 +264,32 @@ class Account:
         self.counts = any(each.what != "requests" for scope in scopes if scope for each in scope.measures())
         """Whether tokens or money of its calls matter."""
 
+    def scope_of(self, model: str) -> Scope | None:
+        """What limits a model besides the account, if anything does."""
+        found = self.models.get(model)
+        if found is not None or self.rules.each_model is None:
+            return found
+        if len(self.models) >= MAX_MODELS and not self._forget_idle_models():
+            return None
+        limits = Limits(concurrency=self.rules.each_model)
+        found = self.models[model] = Scope("model", f"{self.name}/{model}", limits, charge=self.rules.counting.charge)
+        return found
+
+    def _forget_idle_models(self) -> bool:
+        """Names are many where any is allowed: forget those that nobody uses, and that have learned nothing; whether there were any."""
+        idle = [
+            model
+            for model, scope in self.models.items()
+            if model not in self.rules.models
+            and not scope.holders
+            and not scope.lagging
+            and scope.concurrency is not None
+            and not scope.concurrency.is_cut
+        ]
+        for model in idle:
+            del self.models[model]
+        return bool(idle)
+
     @property
     def active(self) -> int:
         """Slots in use."""
@@ -352,7 +378,7 @@ class Ledger:
     def scope_of_model(self, target: Target) -> Scope | None:
         """What limits this model of its account, if anything does."""
         account = self.accounts.get(target.provider)
-        return None if account is None else account.models.get(target.model)
+        return None if account is None else account.scope_of(target.model)
 
     def full_account(self, name: str, now: float) -> Account | None:
         """The account, if there is one of this name and all its slots are in use."""
@@ -376,7 +402,7 @@ class Ledger:
         account = self.accounts.get(target.provider)
         if account is None:
             return ()
-        model, client_scope = account.models.get(target.model), self.scope_of_client(client)
+        model, client_scope = account.scope_of(target.model), self.scope_of_client(client)
         if model is None and account.organization is None and client_scope is None and self.supervisor is None:
             return (account.scope,)
         found = (account.scope, model, account.organization, client_scope, self.supervisor)
@@ -545,7 +571,10 @@ class Ledger:
         return [{name: scope.as_plain(now)[name] for name in ("kind", "name", "active", "windows")} for scope in scopes]
 
     def strays(self) -> list[str]:
-        """Reservations without a call, and calls without theirs: always empty, or a defect. O(calls)."""
+        """Reservations without a call, and calls without theirs: always empty, or a defect. O(calls).
+
+        Slots of accounts are left to whoever knows the requests.
+        """
         owed: dict[int, int] = {}
         for hold in self.holds.values():
             for measure, entry in hold.entries:
@@ -554,7 +583,8 @@ class Ledger:
         found = []
         for scope in self._all_scopes():
             holders = {request_id for request_id, hold in self.holds.items() if scope in hold.scopes}
-            found += [f"{scope.kind} {scope.name}: {stray}" for stray in sorted(holders ^ scope.holders.keys())]
+            if scope.kind != "account":
+                found += [f"{scope.kind} {scope.name}: {stray}" for stray in sorted(holders ^ scope.holders.keys())]
             for measure in scope.measures():
                 if measure.window.under_way != owed.get(id(measure), 0):
                     what = (
@@ -579,25 +609,11 @@ class Ledger:
         account = self.accounts.get(target.provider)
         if account is None:
             return None
-        if limit == "concurrency" and account.rules.counting.concurrency_of == "model":
-            scope = account.models.get(target.model)
-            if scope is None and len(account.models) < MAX_MODELS:
-                most = Limits(concurrency=account.limit)
-                scope = Scope("model", f"{target.provider}/{target.model}", most, charge=account.rules.counting.charge)
-                account.models[target.model] = scope
-                self._count_in(scope, target)
-            return scope or account.scope
-        shared = account.organization
-        if shared is None or (limit == "concurrency" and shared.concurrency is None):
+        of_model = limit == "concurrency" and account.rules.counting.concurrency_of == "model"
+        found = account.scope_of(target.model) if of_model else account.organization
+        if found is None or (limit == "concurrency" and found.concurrency is None):
             return account.scope  # whose calls at once are always limited: somebody must learn of it
-        return shared
-
-    def _count_in(self, scope: Scope, target: Target) -> None:
-        """Let the calls that are out to a target count in its new scope."""
-        for request_id, hold in self.holds.items():
-            if hold.target == target:
-                hold.scopes = (*hold.scopes, scope)
-                scope.holders[request_id] = hold.number
+        return found
 
     def refuse_concurrency(
         self, request_id: str, target: Target, named: float | None, why: str, now: Now, draw: Callable[[], float]

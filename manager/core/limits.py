@@ -59,6 +59,8 @@ class AccountRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """`concurrency` is always there."""
     models: dict[str, Limits] = {}
     """Of single models, besides the account's own."""
+    each_model: int | None = None
+    """Calls at once of each model that `models` gives none of its own."""
     prices: dict[str, Price] = {}
     """By model."""
     counting: Counting = Counting()

@@ -240,6 +240,7 @@ class Core:
             return
         request = self.receive(event.client, submit, event.session_id, Kind.CALL, now, event.name)
         request.timeouts = self.catalogue.timeouts_for(submit)
+        request.queue_timeout = self.catalogue.queue_timeout_for(submit)
         request.route = self.attempts.route_for(submit)
         advance(request, Move.ENQUEUE)
         self.mark(request, Phase.QUEUED, now)

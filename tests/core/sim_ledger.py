@@ -218,7 +218,7 @@ class LimitBooks:
         """All that a call there of this client counts in."""
         account = target.provider
         found = (
-            self.accounts[account], self.models.get((account, target.model)), self.organization(account),
+            self.accounts[account], self.model(target), self.organization(account),
             self._client(name), self.supervisor,
         )  # fmt: skip
         return [bound for bound in found if bound is not None]
@@ -302,22 +302,18 @@ class LimitBooks:
     def teacher(self, target: Target, limit: str) -> Bound:
         """What a refusal speaks of."""
         account = target.provider
-        if limit == "concurrency":
-            if self.rules.accounts[account].counting.concurrency_of == "model":
-                return self.models.get((account, target.model)) or self._learn_model(target)
-            shared = self.organization(account)
-            return shared if shared is not None and shared.concurrency is not None else self.accounts[account]
-        return self.organization(account) or self.accounts[account]
+        of_model = limit == "concurrency" and self.rules.accounts[account].counting.concurrency_of == "model"
+        found = self.model(target) if of_model else self.organization(account)
+        if found is None or (limit == "concurrency" and found.concurrency is None):
+            return self.accounts[account]
+        return found
 
-    def _learn_model(self, target: Target) -> Bound:
-        """The provider's limit is a model's: from now on it is known that this one has its own."""
-        bound = Bound("model", "/".join(target), Limits(concurrency=self.accounts[target.provider].concurrency))
-        self.models[target] = bound
-        for request_id, holding in self.holdings.items():
-            if holding.target == target:
-                bound.out.add(request_id)
-                holding.bounds.append(bound)
-        return bound
+    def model(self, target: Target) -> Bound | None:
+        """What limits a model besides its account."""
+        each = self.rules.accounts[target.provider].each_model
+        if target not in self.models and each is not None:
+            self.models[target] = Bound("model", "/".join(target), Limits(concurrency=each))
+        return self.models.get(target)
 
     def refused(self, found: Submission, limit: str, named: float | None, now: float) -> None:
         """A call was refused for a while; it still holds its slot."""

@@ -88,7 +88,7 @@ class Order:
         return any(bound.overdrawn(cost, now) for bound in self._limits.bounds(found.target, found.name))
 
     def _model(self, found: Submission) -> Bound | None:
-        return self._limits.models.get(found.target)
+        return self._limits.model(found.target)
 
     def _model_takes(self, found: Submission, now: float) -> bool:
         """Whether what limits its model alone has room, for it and whoever else waits for that model."""

@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from callpool.manager.core.faults import Fault
-from callpool.manager.core.limits import Usage
+from callpool.manager.core.limits import Limits, Usage
 
 if TYPE_CHECKING:
     import random
-
-    from callpool.manager.core.limits import Limits
 
     from .sim_world import World
 
@@ -71,11 +69,14 @@ class Providers:
         self._chance = chance
         truth = world.truth
         self._accounts = {name: _Scope(name, account.limits) for name, account in truth.accounts.items()}
-        self._models = {
-            (name, model): _Scope(f"{name}/{model}", limits)
-            for name, account in truth.accounts.items()
-            for model, limits in account.models.items()
-        }
+        self._models: dict[tuple[str, str], _Scope] = {}
+        for name, account in truth.accounts.items():
+            for model in world.models:
+                limits = account.models.get(model)
+                if limits is None and account.each_model is not None:
+                    limits = Limits(concurrency=account.each_model)
+                if limits is not None:
+                    self._models[name, model] = _Scope(f"{name}/{model}", limits)
         self._organizations = {name: _Scope(name, limits) for name, limits in truth.organizations.items()}
         self._where: dict[int, list[_Scope]] = {}
         self.refused: dict[str, int] = {}

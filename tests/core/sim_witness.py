@@ -133,7 +133,10 @@ class Witness(Books):
                 scope = accounts[bound.name].scope
             elif bound.kind == "model":
                 name, model = bound.name.split("/")
-                scope = accounts[name].models[model]
+                found = accounts[name].models.get(model)
+                if found is None:
+                    continue  # nobody has asked yet
+                scope = found
             else:
                 continue
             self._compare_learned(bound, scope.concurrency and scope.concurrency.limit, scope.pause.until, now)

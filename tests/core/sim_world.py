@@ -105,6 +105,7 @@ def _rules(chance: random.Random, concurrency: dict[str, int], models: tuple[str
         accounts[name] = AccountRules(
             limits=msgspec.structs.replace(_limits(chance, 0.35), concurrency=limit),
             models={model: _model_limits(chance) for model in models if chance.random() < 0.25},
+            each_model=_some(chance, 0.2, 1, 2),
             prices={"m": Price(input=1.0, output=2.0, cached_input=0.25)},
             counting=Counting(
                 charge="advance" if chance.random() < 0.5 else "actual",

@@ -6,10 +6,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from callpool.manager.core.catalogue import MAX_TIMEOUT, Catalogue, ProviderEntry, Timeouts, refuse_timeout
+from callpool.manager.core.catalogue import (
+    MAX_TIMEOUT,
+    Catalogue,
+    ProviderEntry,
+    Timeouts,
+    refuse_client_name,
+    refuse_timeout,
+)
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import Submit
 from callpool.manager.core.parameter_rules import Rules
+from callpool.manager.core.tokens import MOST
 
 NO_KEY = Fault(code="credential_missing", message="no key")
 CATALOGUE = Catalogue(
@@ -276,3 +285,88 @@ def test_what_is_wrong_with_further_calls(changes: dict[str, Any], code: str, pa
 
 def test_a_list_of_models_is_asked_for_without_a_model() -> None:
     assert CHAIN.refuse(msgspec.structs.replace(ASK, operation="models", model="")) is None
+
+
+QUEUES = Catalogue(
+    providers={
+        "p": ProviderEntry(timeouts=Timeouts(1.0), limit=1, queue_timeout=9.0, model_queue_timeouts={"slow": 60.0}),
+        "free": ProviderEntry(timeouts=Timeouts(1.0), limit=1),
+    },
+    max_metadata_size=100,
+)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "own", "seconds"),
+    [
+        ("p", "m", None, 9.0),
+        ("p", "slow", None, 60.0),
+        ("p", "slow", 2.0, 2.0),
+        ("free", "slow", None, None),
+        ("free", "m", 3.0, 3.0),
+        ("unknown", "m", None, None),
+        ("unknown", "m", 4.0, 4.0),
+    ],
+)
+def test_how_long_a_request_waits_for_its_first_call(
+    provider: str, model: str, own: float | None, seconds: float | None
+) -> None:
+    assert QUEUES.queue_timeout_for(Submit("r", provider, model, b"{}", queue_timeout=own)) == seconds
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {"priority": "interactive"},
+        {"priority": "normal"},
+        {"priority": "batch"},
+        {"queue_timeout": None},
+        {"queue_timeout": 0.001},
+        {"queue_timeout": MAX_TIMEOUT},
+        {"affinity": None},
+        {"affinity": "x"},
+        {"affinity": "Bücher, 書 /1"},
+        {"affinity": "x" * 256},
+        {"tokens": Usage()},
+        {"tokens": Usage(MOST, MOST, MOST)},
+    ],
+    ids=str,
+)
+def test_turns_and_sizes_that_pass(good: dict[str, Any]) -> None:
+    assert refusal(**good) is None
+
+
+@pytest.mark.parametrize(
+    ("param", "bad"),
+    [
+        *(("priority", bad) for bad in ("x", "", "Normal", None, 1, True, ["normal"], b"normal")),
+        *(
+            ("queue_timeout", bad)
+            for bad in (float("nan"), float("inf"), 0, -1, MAX_TIMEOUT + 1, 10**400, True, "5", [5])
+        ),
+        *(("affinity", bad) for bad in ("", "x" * 257, "a\nb", "\x1b[31m", "\ud800", 5, b"x", True, ["x"])),
+        *(("tokens", Usage(*counts)) for counts in ((-1,), (0, -1), (0, 0, -1), (MOST + 1,), (0, MOST + 1))),
+    ],
+    ids=ascii,
+)
+def test_turns_and_sizes_that_are_refused(param: str, bad: Any) -> None:
+    fault = refusal(**{param: bad})
+    assert fault is not None
+    assert (fault.code, fault.param) == ("bad_input", param)
+    assert fault.message.startswith(f"{param} must be ")
+    assert fault.message.isprintable()
+    assert len(fault.message) < 200
+
+
+@pytest.mark.parametrize("good", ["a", "nightly", "A-Z_09.v1", ".", "x" * 64])
+def test_names_of_clients_that_pass(good: str) -> None:
+    assert refuse_client_name(good) is None
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 65, "a b", "a\n", "é", "٣", "a/b", 5, None, True, b"a", ["a"]], ids=ascii)
+def test_names_of_clients_that_are_refused(bad: Any) -> None:
+    fault = refuse_client_name(bad, "CALLPOOL_CLIENT")
+    assert fault is not None
+    assert (fault.code, fault.param, fault.details) == ("bad_input", "CALLPOOL_CLIENT", {"limit": 64})
+    assert fault.message.startswith("CALLPOOL_CLIENT must be 1 to 64 of A-Z a-z 0-9 _ . -, got ")
+    assert len(fault.message) < 200

@@ -167,7 +167,11 @@ class Together(RuleBasedStateMachine):
     def nothing_idles_that_could_work(self) -> None:
         core = self.bench.core
         for request in self.live(Kind.CALL, State.QUEUED):
-            room = core.by_worker and core.sessions.has_room and not core.ledger.accounts[request.provider].scope.is_full(0.0)
+            room = (
+                core.by_worker
+                and core.sessions.has_room
+                and not core.ledger.accounts[request.provider].scope.is_full(0.0)
+            )
             assert not room, request.request_id
 
     @invariant()

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from callpool.manager.core.dispatching import TIMEOUT_GRACE
 from callpool.manager.core.drain import CUT_GRACE
 from callpool.manager.core.events import (
     AccountClosed,
@@ -22,7 +23,6 @@ from callpool.manager.core.events import (
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
-from callpool.manager.core.dispatching import TIMEOUT_GRACE
 from callpool.manager.core.machine import END_GRACE, MAX_LOST_ATTEMPTS, state_of
 from callpool.manager.core.messages import (
     Accepted,

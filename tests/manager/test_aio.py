@@ -23,7 +23,9 @@ from callpool.manager.aio_channel import AsyncChannel
 from callpool.manager.aio_handle import AsyncHandle
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry, Timeouts
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import Accepted, Cancel, Done, Note, Rejected, Reply, RunFunction, Submit
+from callpool.manager.core.parameter_rules import Rules
 from callpool.manager.errors import (
     BadInput,
     ConnectionLost,
@@ -47,7 +49,12 @@ from tests.acceptance.running import HANG, HELLO, eventually, scripted
 
 KEY = b"k" * wire.KEY_BYTES
 CATALOGUE = Catalogue(
-    providers={"fake": ProviderEntry(timeouts=Timeouts(5.0), limit=5, any_model=True)}, max_metadata_size=1000
+    providers={
+        "fake": ProviderEntry(
+            timeouts=Timeouts(5.0), limit=5, any_model=True, rules=Rules(operations=("chat", "embeddings"))
+        )
+    },
+    max_metadata_size=1000,
 )
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -181,6 +188,63 @@ async def taken(stage: Stage, client: AsyncClient, **options: Any) -> AsyncHandl
 
 
 @both_loops
+def test_a_client_under_a_name_of_its_own(base_folder: Path, loop: str) -> None:
+    async def test(stage: Stage, client: AsyncClient) -> None:
+        assert client.name == "nightly"
+        holder = stage.connection._holder.holder_id
+        assert await client.ask("echo") == [client.client_id, holder, "python", "nightly", "echo"]
+
+    with_client(base_folder, loop, test, name="nightly")
+
+
+def test_turn_patience_and_estimate_travel_and_the_wait_comes_back(base_folder: Path) -> None:
+    async def test(stage: Stage, client: AsyncClient) -> None:
+        asked = {"priority": "batch", "queue_timeout": 7.5, "affinity": "a"}
+        submitting = asyncio.ensure_future(submit(client, request_id="chat", **asked))
+        others = [
+            asyncio.ensure_future(
+                client.embed(provider="fake", model="m", input="x" * 400, request_id="embed", **asked)
+            ),
+            asyncio.ensure_future(
+                client.chat(provider="fake", model="m", messages=HELLO, request_id="long", max_tokens=9, **asked)
+            ),
+        ]
+        await until(lambda: len(stage.service.heard(Submit)) == 3)
+        heard = {message.request_id: message for message in stage.service.heard(Submit)}
+        for message in heard.values():
+            assert (message.priority, message.queue_timeout, message.affinity) == ("batch", 7.5, "a")
+        assert [heard[name].tokens for name in ("chat", "embed", "long")] == [Usage(9), Usage(100), Usage(9, 9)]
+        stage.say(Accepted("chat", 3, 12.5), *(done(name) for name in ("embed", "long")))
+        handle = await submitting
+        assert (handle.position, handle.predicted_wait) == (3, 12.5)
+        stage.say(done("chat"))
+        await handle.result()
+        assert (handle.position, handle.predicted_wait) == (3, 12.5), "what was said when it was taken"
+        await asyncio.gather(*others, return_exceptions=True)
+        assert (await taken(stage, client)).predicted_wait is None, "nothing was known"
+
+    with_client(base_folder, "asyncio", test)
+
+
+@pytest.mark.parametrize("bad", [{"priority": "x"}, {"queue_timeout": 0}, {"affinity": ""}], ids=str)
+def test_a_wrong_turn_is_told_at_once_and_nothing_is_sent(base_folder: Path, bad: dict[str, Any]) -> None:
+    async def test(stage: Stage, client: AsyncClient) -> None:
+        asking = (
+            submit(client, **bad),
+            client.chat(provider="fake", model="m", messages=HELLO, **bad),
+            client.embed(provider="fake", model="m", input="x", **bad),
+        )
+        for each in asking:
+            with pytest.raises(BadInput) as caught:
+                await each
+            assert [caught.value.param] == list(bad)
+        await client.ask("echo")
+        assert not stage.service.batches
+
+    with_client(base_folder, "asyncio", test)
+
+
+@both_loops
 def test_messages_of_one_turn_travel_together_and_each_gets_its_own_answer(base_folder: Path, loop: str) -> None:
     async def test(stage: Stage, client: AsyncClient) -> None:
         submitting = [asyncio.ensure_future(submit(client, request_id=f"r{number}")) for number in range(50)]
@@ -211,7 +275,8 @@ def test_messages_of_one_turn_travel_together_and_each_gets_its_own_answer(base_
             assert handle.done()
             assert not handle.cancel()
         assert not client._handles
-        assert await client.ask("echo") == [client.client_id, stage.connection._holder.holder_id, "odd", "echo"]
+        holder = stage.connection._holder.holder_id
+        assert await client.ask("echo") == [client.client_id, holder, "odd", holder, "echo"]
         assert isinstance(stage.service.asked[0][1]["sent"], float)
         with pytest.raises(UnknownRequest, match="no such request"):
             await client.ask("refuse")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,24 @@ from hypothesis import strategies as st
 
 from callpool.manager import config
 from callpool.manager.config import describe, load
-from callpool.manager.config_rules import MODEL_RULES, PROVIDER_RULES, SUPERVISOR_RULES
+from callpool.manager.config_rules import (
+    CLIENT_RULES,
+    MODEL_RULES,
+    ORGANIZATION_RULES,
+    PROVIDER_RULES,
+    SUPERVISOR_RULES,
+)
 from callpool.manager.errors import ConfigError
 from callpool.manager.keys import KeyFact
-from callpool.manager.settings import ModelSettings, ProviderSettings, Settings, SupervisorSettings
+from callpool.manager.settings import (
+    ClientSettings,
+    ModelSettings,
+    OrganizationSettings,
+    ProviderSettings,
+    Settings,
+    SupervisorSettings,
+)
+from tests.house.checkout import ROOT
 
 CANARY = "sk-CANARY0123456789abcdef"
 SAMPLE = """
@@ -143,12 +158,12 @@ def test_names_of_key_files_become_absolute(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("zzz = 2", "1: zzz: unknown key; valid are: providers, supervisor"),
+        ("zzz = 2", "1: zzz: unknown key; valid are: clients, organizations, providers, supervisor"),
         ("workers = 2", "1: workers: unknown key; it belongs under [supervisor]"),
         ("\n[supervisr]\nworkers = 2", '2: supervisr: unknown key; did you mean "supervisor"?'),
         ("[supervisor]\n\nwokers = 2", '3: supervisor.wokers: unknown key; did you mean "workers"?'),
         ('[supervisor]\n"worker\\ns" = 2', '2: supervisor."worker\\ns": unknown key; did you mean "workers"?'),
-        ('[supervisor]\n"\\u202e" = 2', '2: supervisor."\\u202e": unknown key; valid are: circuit_failures,'),
+        ('[supervisor]\n"\\u202e" = 2', '2: supervisor."\\u202e": unknown key; valid are: ageing, circuit_failures,'),
         ("supervisor = [1]", "1: supervisor: a table is wanted, this is a list"),
         ("providers = 3", "1: providers: a table is wanted, this is a whole number"),
         ("[supervisor]\nworkers = true", "2: supervisor.workers: a whole number is wanted, this is true or false"),
@@ -451,11 +466,13 @@ def test_a_key_in_the_file_is_refused_with_the_way_to_give_it(tmp_path: Path, na
 
 
 def test_no_text_that_could_be_a_key_is_repeated_wherever_it_was_pasted() -> None:
-    text_fields = [*SUPERVISOR_RULES], [*PROVIDER_RULES], [*MODEL_RULES]
-    supervisor, provider, model = (dict.fromkeys(names, CANARY) for names in text_fields)
+    text_fields = [*SUPERVISOR_RULES], [*PROVIDER_RULES], [*MODEL_RULES], [*ORGANIZATION_RULES], [*CLIENT_RULES]
+    supervisor, provider, model, organization, client = (dict.fromkeys(names, CANARY) for names in text_fields)
     document = {
         "supervisor": supervisor | {"pasted": CANARY},
         "providers": {"x": provider | {"models": {"m": model}, "pasted": CANARY}, "y": CANARY},
+        "organizations": {"o": organization, "p": CANARY},
+        "clients": {"c": client, "d": CANARY},
         "pasted": CANARY,
     }
     error = refusal(document, known_faults=("hang",))
@@ -539,6 +556,8 @@ def test_fallbacks_that_lead_somewhere() -> None:
         (SUPERVISOR_RULES, SupervisorSettings, set()),
         (PROVIDER_RULES, ProviderSettings, {"models"}),
         (MODEL_RULES, ModelSettings, set()),
+        (ORGANIZATION_RULES, OrganizationSettings, set()),
+        (CLIENT_RULES, ClientSettings, set()),
     ],
 )
 def test_every_field_has_its_rule_and_its_default_obeys(
@@ -559,6 +578,8 @@ ALLOWED: tuple[tuple[str, object], ...] = (
     ("retry_budget", 0),
     ("circuit_failures", 0),
     ("circuit_patience", 0),
+    ("max_requests_per_minute", None),
+    ("queue_timeout", None),
 )
 """Of what no other setting takes."""
 
@@ -594,6 +615,8 @@ any_value = st.recursive(
 )
 any_model = st.dictionaries(st.sampled_from([*MODEL_RULES]), any_value, max_size=3)
 any_provider = st.dictionaries(st.sampled_from([*PROVIDER_RULES, "x"]), any_value, max_size=4)
+any_organization = st.dictionaries(st.sampled_from([*ORGANIZATION_RULES]), any_value, max_size=2)
+any_client = st.dictionaries(st.sampled_from([*CLIENT_RULES]), any_value, max_size=2)
 
 
 @given(
@@ -608,6 +631,8 @@ any_provider = st.dictionaries(st.sampled_from([*PROVIDER_RULES, "x"]), any_valu
                 any_provider,
                 st.dictionaries(st.text(max_size=3), any_model, max_size=2),
             ),
+            "organizations": any_value | st.dictionaries(st.sampled_from(["a", "o"]), any_organization, max_size=2),
+            "clients": any_value | st.dictionaries(st.sampled_from(["default", "c"]), any_client, max_size=2),
             "other": any_value,
         },
     )
@@ -623,6 +648,19 @@ def test_any_data_is_settings_or_a_refusal_that_counts(document: dict[str, Any])
         assert refused.details["count"] == len(str(refused).splitlines())
     else:
         assert load(msgspec.to_builtins(settings), {}) == settings
+
+
+# What is told of it.
+
+
+def test_the_sample_in_the_documentation_is_good_and_names_every_key() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    sample = text.partition("```toml\n")[2].partition("```")[0]
+    settings = load(tomllib.loads(sample), {})
+    assert settings.organizations.keys() == {provider.organization for provider in settings.providers.values()} - {None}
+    tables = SUPERVISOR_RULES, PROVIDER_RULES, MODEL_RULES, ORGANIZATION_RULES, CLIENT_RULES
+    names = {name for rules in tables for name in rules}
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", text)] == []
 
 
 # What is in effect.
@@ -643,6 +681,9 @@ def test_what_is_in_effect_is_told_with_sources_and_never_with_keys() -> None:
             "base_url": "https://api.moonshot.ai/v1",
             "key": {"source": "env:KIMI_API_KEY", "state": "set", "host": "api.moonshot.ai"},
             "concurrency": 50,
+            "concurrency_of": "account",
+            "charge": "advance",
+            "cancel_lag": 0.5,
             "connections": 50,
             "keep_alive": 15.0,
             "warm_connections": 0,
@@ -659,6 +700,9 @@ def test_what_is_in_effect_is_told_with_sources_and_never_with_keys() -> None:
             "base_url": None,
             "key": {"source": "none", "state": "not needed", "host": ""},
             "concurrency": 200,
+            "concurrency_of": "account",
+            "charge": "actual",
+            "cancel_lag": 0.0,
             "timeout": 45.0,
             "any_model": True,
             "max_attempts": 3,
@@ -667,6 +711,7 @@ def test_what_is_in_effect_is_told_with_sources_and_never_with_keys() -> None:
             "models": {"m": {"timeout": 45.0, "delay": 0.2, "replies": ["one", "two"]}},
         },
     }
+    assert described["organizations"] == described["clients"] == {}
     assert msgspec.json.encode(described)
     assert describe(settings)["providers"]["kimi"]["key"] is None
 

@@ -13,6 +13,7 @@ import pytest
 
 from callpool.manager import connection, server, wire
 from callpool.manager.core.messages import Ask, Cancel, Chunk, Reply
+from callpool.manager.errors import HandshakeFailed
 from callpool.manager.holders import Caller
 from callpool.manager.server import ManagerServer
 
@@ -57,8 +58,9 @@ class Listening:
 class Peer:
     """A client made of a bare socket."""
 
-    def __init__(self, path: Path, holder: str = "h") -> None:
+    def __init__(self, path: Path, holder: str = "h", name: str = "") -> None:
         self.holder = holder
+        self.name = name
         self.loop = asyncio.get_running_loop()
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.setblocking(False)
@@ -86,7 +88,9 @@ class Peer:
         return True
 
     async def shake(self) -> None:
-        handshake = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test", holder=self.holder, door="python")
+        handshake = wire.ClientHandshake(
+            KEY, b"c" * wire.NONCE_BYTES, "test", holder=self.holder, door="python", name=self.name
+        )
         await self.send(wire.frame(handshake.prove(await self.frame())))
         handshake.finish(await self.frame())
 
@@ -283,6 +287,37 @@ def test_who_asks_and_does_not_read_is_ended_at_the_bound(base_folder: Path, mon
             asked += 1
             assert asked < 1_000, "the bound does not hold"
             await asyncio.sleep(0)
+        peer.socket.close()
+
+    _run(base_folder, test)
+
+
+def test_a_caller_goes_by_the_name_it_gave_else_by_its_holders(base_folder: Path) -> None:
+    async def test(_manager: ManagerServer, service: Listening, path: Path) -> None:
+        peers = [Peer(path, "h1"), Peer(path, "h1", "nightly"), Peer(path, "h2", "nightly")]
+        for peer in peers:
+            await peer.open_channel()
+            await peer.send(wire.encode_frame([Cancel("r")]))
+        await _until(lambda: len(service.heard) == 3)
+        callers = [caller for caller, _ in service.heard]
+        assert [caller.name for caller in callers] == [callers[0].holder, "nightly", "nightly"]
+        assert callers[0].holder == callers[1].holder != callers[2].holder, (
+            "sessions are held by processes all the same"
+        )
+        assert len({caller.client for caller in callers}) == 3
+        for peer in peers:
+            peer.socket.close()
+
+    _run(base_folder, test)
+
+
+def test_a_peer_with_a_wrong_name_becomes_no_client(base_folder: Path) -> None:
+    async def test(manager: ManagerServer, service: Listening, path: Path) -> None:
+        peer = Peer(path, name="no name")
+        with pytest.raises(HandshakeFailed, match="name must be 1 to 64"):
+            await peer.shake()
+        assert await peer.is_closed()
+        assert (manager.clients, service.gone, len(manager.holders)) == ({}, [], 0)
         peer.socket.close()
 
     _run(base_folder, test)

@@ -13,9 +13,10 @@ import pytest
 
 from callpool.manager.config import load
 from callpool.manager.config_rules import PROVIDER_RULES
+from callpool.manager.core.limits import Counting
 from callpool.manager.core.options import THINKING_MODES, Options
 from callpool.manager.core.parameter_rules import Rules
-from callpool.manager.kinds import base_url_of, kind_facts, located, platform_of, rules_of
+from callpool.manager.kinds import base_url_of, counting_of, kind_facts, located, platform_of, rules_of
 from callpool.manager.settings import Kind, ProviderSettings
 from tests.house.checkout import ROOT, installed_modules
 from tests.house.imports import parse
@@ -106,6 +107,27 @@ def test_where_a_provider_is(kind: str, settings: dict[str, str], platform: str 
 def test_the_setting_that_drops_is_in_the_rules() -> None:
     assert not rules_of(provider("kimi")).drops
     assert rules_of(provider("kimi", unsupported_parameters="drop")).drops
+
+
+@pytest.mark.parametrize(
+    ("kind", "counting"),
+    [
+        ("kimi", Counting(charge="advance", cancel_lag=0.5)),
+        ("glm", Counting(concurrency_of="model", cancel_lag=0.5)),
+        ("openai", Counting(cancel_lag=0.5)),
+        ("local", Counting()),
+        ("scripted", Counting()),
+    ],
+)
+def test_how_a_kind_counts_and_that_an_account_may_differ(kind: str, counting: Counting) -> None:
+    assert counting_of(provider(kind)) == counting
+    assert set(DOCUMENT[kind].get("counting", {})) <= set(Counting.__struct_fields__), (
+        "a misspelt one would count nothing"
+    )
+    own = Counting(charge="actual", concurrency_of="account", cancel_lag=0.0)
+    assert counting_of(provider(kind, charge="actual", concurrency_of="account", cancel_lag=0.0)) == own
+    assert counting_of(provider(kind, cancel_lag=2.0)).cancel_lag == 2.0
+    assert counting_of(provider(kind, cancel_lag=2.0)).charge == counting.charge
 
 
 def test_entries_of_other_platforms_do_not_travel() -> None:

@@ -6,8 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from callpool.manager.asking import embeddings_submit, models_submit
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry, Timeouts
+from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import Submit
 from callpool.manager.core.options import Options
 from callpool.manager.errors import BadInput, CallpoolError, CredentialMissing, NotSerializable, UnknownProvider
@@ -36,10 +39,18 @@ CATALOGUE = Catalogue(
 )
 
 
-def build(*, provider: str = "kimi", model: str = "kimi-k3", stream: bool = False, **changes: Any) -> Submit:
+def build(**changes: Any) -> Submit:
+    return built(CATALOGUE, **changes)
+
+
+def built(
+    catalogue: Catalogue, *, provider: str = "kimi", model: str = "kimi-k3", stream: bool = False, **changes: Any
+) -> Submit:
     own = {"messages": changes.pop("messages", HELLO), "options": changes.pop("options", None)}
+    own |= {name: changes.pop(name) for name in ("priority", "queue_timeout", "affinity") if name in changes}
+    fallbacks = changes.pop("fallbacks", None)
     return build_submit(
-        CATALOGUE,
+        catalogue,
         request_id="r",
         provider=provider,
         model=model,
@@ -48,7 +59,7 @@ def build(*, provider: str = "kimi", model: str = "kimi-k3", stream: bool = Fals
         first_token_timeout=None,
         idle_timeout=None,
         max_attempts=None,
-        fallbacks=None,
+        fallbacks=fallbacks,
         retry_in_doubt=False,
         metadata=None,
         parameters=changes,
@@ -88,6 +99,14 @@ def test_without_options_nothing_of_them_travels(nothing: Options | None) -> Non
         ({"options": Options(thinking_mode="off")}, "thinking_mode"),
         ({"options": Options(cache_id="a\r\nb")}, "cache_id"),
         ({"options": Options(async_task=True)}, "async_task"),
+        ({"priority": "urgent"}, "priority"),
+        ({"priority": None}, "priority"),
+        ({"queue_timeout": float("nan")}, "queue_timeout"),
+        ({"queue_timeout": True}, "queue_timeout"),
+        ({"queue_timeout": "5"}, "queue_timeout"),
+        ({"affinity": ""}, "affinity"),
+        ({"affinity": "x" * 257}, "affinity"),
+        ({"affinity": 5}, "affinity"),
         ({"provider": "glm", "stream": True, "options": Options(async_task=True)}, "async_task"),
     ],
 )
@@ -111,3 +130,71 @@ def test_other_faults_come_first(changes: dict[str, Any], expected: type[Callpoo
     with pytest.raises(expected) as caught:
         build(**changes)
     assert type(caught.value) is expected
+
+
+AROUND = 4 + 3
+"""Tokens around the text of one message."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({}, Usage(AROUND + 2, 32_768)),  # the limit that is sent to Kimi where none is stated
+        ({"max_tokens": 50}, Usage(AROUND + 2, 50)),
+        ({"provider": "any"}, Usage(AROUND + 2, 0)),
+        ({"provider": "any", "max_tokens": 50, "n": 4}, Usage(AROUND + 2, 200)),
+        ({"provider": "glm", "model": "glm-4.7"}, Usage(AROUND + 2, 0)),
+        ({"provider": "any", "messages": [{"role": "user", "content": "x" * 4_000}]}, Usage(AROUND + 1_000, 0)),
+        ({"provider": "any", "options": Options(system_prompt="abcd")}, Usage(AROUND + 2 + 4 + 1, 0)),
+        ({"provider": "any", "tools": [{"type": "function"}]}, Usage(AROUND + 2 + 6, 0)),
+    ],
+)
+def test_what_a_request_will_use_is_reckoned_from_what_will_be_sent(changes: dict[str, Any], tokens: Usage) -> None:
+    assert build(**changes).tokens == tokens
+
+
+def test_a_fallback_keeps_the_estimate() -> None:
+    """Though GLM would not be sent Kimi's limit: the worker that calls it reckons again."""
+    alone = build()
+    assert build(fallbacks=["any/m", "glm/glm-4.7"]).tokens == alone.tokens
+    changed = CATALOGUE.providers["kimi"], CATALOGUE.providers["glm"]
+    fitting = Catalogue(
+        providers={"kimi": replace(changed[0], fallbacks=["glm/glm-4.7", "kimi/kimi-k3"]), "glm": changed[1]},
+        max_metadata_size=100,
+    )
+    some = built(fitting, provider="kimi", n=1, messages=[{"role": "assistant", "content": "hello"}])
+    assert some.fallbacks == [], "GLM takes no conversation without a user: it was left out after the reckoning"
+    assert some.tokens == alone.tokens
+
+
+def test_turn_and_patience_travel() -> None:
+    plain = build()
+    assert (plain.priority, plain.queue_timeout, plain.affinity) == ("normal", None, None)
+    asked = build(priority="batch", queue_timeout=5, affinity="b 7")
+    assert (asked.priority, asked.queue_timeout, asked.affinity) == ("batch", 5, "b 7")
+    assert asked.payload == plain.payload, "nothing of it is for the provider"
+
+
+@pytest.mark.parametrize(("given", "affinity"), [(None, "shared"), ("own", "own")])
+def test_requests_that_share_a_cache_go_to_one_worker(given: str | None, affinity: str) -> None:
+    assert build(options=Options(cache_id="shared"), affinity=given).affinity == affinity
+
+
+def embed(**changes: Any) -> Submit:
+    return embeddings_submit(CATALOGUE, "r", **{"provider": "any", "model": "m", "input": "hello", **changes})
+
+
+def test_requests_for_vectors_and_models_are_reckoned_too() -> None:
+    assert embed().tokens == Usage(2)
+    assert embed(input=["hello", "狐狸"]).tokens == Usage(4)
+    asked = embed(priority="interactive", queue_timeout=0.5, affinity="x", dimensions=5)
+    assert (asked.priority, asked.queue_timeout, asked.affinity) == ("interactive", 0.5, "x")
+    assert json.loads(asked.payload) == {"input": "hello", "dimensions": 5}
+    assert models_submit(CATALOGUE, "r", "any", None).tokens == Usage()
+
+
+@pytest.mark.parametrize("bad", [{"priority": 1}, {"queue_timeout": float("nan")}, {"affinity": "a\n"}])
+def test_a_wrong_turn_of_vectors_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(BadInput) as caught:
+        embed(**bad)
+    assert [caught.value.param] == list(bad)

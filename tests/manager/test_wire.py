@@ -134,13 +134,50 @@ def test_another_version_is_named() -> None:
         client.prove(wire.encoder.encode(wire.Hello([PROTOCOL_VERSION + 1], b"s" * wire.NONCE_BYTES)))
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(7))
 def test_every_part_of_the_proof_is_under_the_mac(index: int) -> None:
     server = wire.ServerHandshake(KEY, b"s" * wire.NONCE_BYTES, "client_7")
     client = _client()
     parts = msgspec.msgpack.decode(client.prove(server.hello()))[1:]
-    parts[index] = [PROTOCOL_VERSION + 1, "test:2", "h2", "gateway", b"d" * wire.NONCE_BYTES, b"\0" * 32][index]
+    parts[index] = [PROTOCOL_VERSION + 1, "test:2", "h2", "gateway", "other", b"d" * wire.NONCE_BYTES, b"\0" * 32][
+        index
+    ]
     good, answer = server.answer(msgspec.msgpack.encode(["prove", *parts]))
     assert not good
     with pytest.raises(HandshakeFailed):
+        client.finish(answer)
+
+
+def _named(name: str) -> tuple[wire.ServerHandshake, bool, wire.ClientHandshake, bytes]:
+    server = wire.ServerHandshake(KEY, b"s" * wire.NONCE_BYTES, "client_7")
+    client = wire.ClientHandshake(KEY, b"c" * wire.NONCE_BYTES, "test:1", holder="h1", door="python", name=name)
+    good, answer = server.answer(client.prove(server.hello()))
+    return server, good, client, answer
+
+
+@pytest.mark.parametrize("name", ["", "a", "nightly-report_2.v1", "x" * 64])
+def test_a_clients_name_arrives(name: str) -> None:
+    server, good, client, answer = _named(name)
+    assert good
+    assert client.finish(answer) == "client_7"
+    assert server.name == name
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "x" * 2000, "a b", "a/b", "ü", "a\n", "\x1b[31m", "٣"], ids=ascii)
+def test_a_name_that_is_none_is_refused_with_the_reason(name: str) -> None:
+    server, good, client, answer = _named(name)
+    assert not good
+    with pytest.raises(HandshakeFailed, match="name must be 1 to 64 of A-Z a-z 0-9") as caught:
+        client.finish(answer)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 200
+    assert server.name == ""
+
+
+def test_to_whoever_has_no_key_nothing_is_said_of_the_name() -> None:
+    server = wire.ServerHandshake(KEY, b"s" * wire.NONCE_BYTES, "client_7")
+    client = wire.ClientHandshake(b"x" * 32, b"c" * wire.NONCE_BYTES, "test:1", holder="h1", door="python", name="a b")
+    good, answer = server.answer(client.prove(server.hello()))
+    assert not good
+    with pytest.raises(HandshakeFailed, match="key is wrong"):
         client.finish(answer)

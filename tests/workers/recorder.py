@@ -15,6 +15,7 @@ class Recorder:
         """The provider's own objects; a plain answer that came instead of a stream has none."""
         self.useful: list[bool] = []
         self.is_whole = False
+        self.counts: list[dict[str, Any]] = []
 
     async def started(self) -> None:
         self.starts += 1
@@ -24,6 +25,9 @@ class Recorder:
         self.useful.append(useful)
         if raw is not None:
             self.chunks.append(raw)
+
+    def counted(self, usage: dict[str, Any]) -> None:
+        self.counts.append(usage)
 
     def whole(self) -> None:
         self.is_whole = True

@@ -8,12 +8,26 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from callpool.manager import wire
-from callpool.manager.core.messages import Dispatch, Endpoint, Finished, Heartbeat, Retire, WorkerOrder
+from callpool.manager.core.limits import Usage
+from callpool.manager.core.messages import (
+    CancelCall,
+    Continues,
+    Dispatch,
+    Endpoint,
+    Finished,
+    Heartbeat,
+    Retire,
+    Started,
+    WorkerOrder,
+)
 from callpool.manager.core.parameter_rules import Rules
 from callpool.manager.core.pools import PoolCounts
+from callpool.manager.errors import BrokenAnswer, CallpoolError
+from callpool.manager.kinds import rules_of
 from callpool.manager.link import Link
 from callpool.manager.settings import ProviderSettings
 from callpool.workers import loop
@@ -32,11 +46,18 @@ class Stub:
         self.told: list[str] = []
         self.figures: PoolCounts | None = None
         self.may_answer = asyncio.Event()
+        self.usage: list[dict[str, Any]] = []
+        """Told before the answer, one after the other."""
+        self.answer: Answer | CallpoolError | None = None
 
     async def call(self, call: Call, progress: Progress) -> Answer:
         await progress.started()
+        for each in self.usage:
+            progress.counted(each)
         await self.may_answer.wait()
-        return Answer(content=call.model)
+        if isinstance(self.answer, CallpoolError):
+            raise self.answer
+        return self.answer or Answer(content=call.model)
 
     def warm(self) -> None:
         self.told.append("warm")
@@ -54,7 +75,7 @@ class Stub:
 class Bench:
     """A worker's loop, its providers, and the supervisor's end of its pipe."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **kinds: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rules: Rules | None = None, **kinds: str) -> None:
         self.made: list[Stub] = []
 
         def make(_name: str, *_: Any, base_url: str | None = None, **__: Any) -> Stub:
@@ -69,7 +90,7 @@ class Bench:
             number=0,
             supervisor_pid=os.getpid(),
             providers={name: ProviderSettings(kind=kind) for name, kind in kinds.items()},  # type: ignore[arg-type]
-            rules={name: Rules() for name in kinds},
+            rules=dict.fromkeys(kinds, rules or Rules()),
             limits=dict.fromkeys(kinds, 4),
             heartbeat_interval=0.01,
         )
@@ -78,6 +99,10 @@ class Bench:
     def send(self, *orders: WorkerOrder) -> None:
         for order in orders:
             self.link.send(order)
+
+    def last(self, kind: type) -> Any:
+        """The last report of this kind, or None."""
+        return next((report for report in reversed(self.reports) if type(report) is kind), None)
 
     def pools(self) -> dict[str, PoolCounts]:
         """What the last heartbeat told."""
@@ -90,10 +115,15 @@ class Bench:
         self.link.close()
 
 
-def run(test: Callable[[Bench], Awaitable[None]], monkeypatch: pytest.MonkeyPatch, **kinds: str) -> None:
+def run(
+    test: Callable[[Bench], Awaitable[None]],
+    monkeypatch: pytest.MonkeyPatch,
+    rules: Rules | None = None,
+    **kinds: str,
+) -> None:
     async def main() -> None:
         async with asyncio.timeout(HANG):
-            bench = Bench(monkeypatch, **kinds)
+            bench = Bench(monkeypatch, rules, **kinds)
             await test(bench)
             await bench.end()
 
@@ -148,3 +178,118 @@ def test_what_connections_to_an_old_address_had_come_to_is_kept(monkeypatch: pyt
         assert [each.told for each in bench.made] == [["warm", "close"], ["warm", "close"], ["warm"]]
 
     run(test, monkeypatch, home="local")
+
+
+# What calls use.
+
+KIMI = rules_of(ProviderSettings(kind="kimi"))
+SENT = {"messages": [{"role": "user", "content": "abcd"}]}
+AROUND = 4 + 3
+COUNTS = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cached_tokens": 4}
+
+
+def dispatch(payload: dict[str, Any], operation: Any = "chat", part: int = 0) -> Dispatch:
+    body = msgspec.json.encode(payload)
+    return Dispatch("r", 1, "a", "kimi-k3", HANG, stream=False, payload=body, operation=operation, part=part)
+
+
+def test_a_call_is_reckoned_as_it_is_sent_and_counted_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        [provider] = bench.made
+        provider.answer = Answer(content="hi", finish_reason="stop", usage=COUNTS)
+        provider.may_answer.set()
+        bench.send(dispatch({**SENT, "callpool": {"system_prompt": "abcdefgh"}}))
+        await until(lambda: bench.last(Finished))
+        sent = AROUND + 1 + 4 + 2
+        assert bench.last(Started).tokens == Usage(sent, 32_768), "with the system prompt and the limit that are sent"
+        assert bench.last(Finished).usage == Usage(10, 5, 4)
+        assert msgspec.json.decode(bench.last(Finished).body)["usage"] == COUNTS, "the caller gets it as it came"
+
+    run(test, monkeypatch, KIMI, a="kimi")
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_each_part_of_an_answer_is_reckoned_and_counted_alone(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    async def test(bench: Bench) -> None:
+        [provider] = bench.made
+        provider.answer = Answer(content="One, ", finish_reason="length", usage=COUNTS)
+        provider.may_answer.set()
+        payload = {**SENT, "max_tokens": 100, "callpool": {"enable_continuation": True, "max_total_tokens": 103}}
+        bench.send(dispatch(payload))
+        await until(lambda: bench.last(Continues))
+        assert bench.last(Started).tokens == Usage(AROUND + 1, 100)
+        for _ in range(part):
+            going_on = bench.last(Continues)
+            assert going_on.usage == Usage(10, 5, 4), "of this call alone, however many there were"
+            bench.reports.clear()
+            provider.answer = Answer(content="two, ", finish_reason="length" if part == 2 else "stop", usage=COUNTS)
+            bench.send(msgspec.structs.replace(dispatch({}, part=1), payload=going_on.payload))
+            await until(lambda: bench.last(Continues) or bench.last(Finished))
+        second = bench.last(Started).tokens
+        beginning = "One, " if part == 1 else "One, two, "
+        assert second.prompt == AROUND + 1 + 4 + -(-len(beginning) // 4), "the beginning goes with it"
+        assert second.answer == 103 - 5 * part, "what is left of all its tokens"
+        finished = bench.last(Finished)
+        assert finished.usage == Usage(10, 5, 4)
+        assert msgspec.json.decode(finished.body)["usage"]["completion_tokens"] == 5 * (part + 1)
+
+    run(test, monkeypatch, KIMI, a="kimi")
+
+
+def test_vectors_are_reckoned_by_their_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        [provider] = bench.made
+        provider.answer = Answer(content="", usage={"prompt_tokens": 7, "total_tokens": 7})
+        provider.may_answer.set()
+        bench.send(dispatch({"input": ["abcd", "efgh"]}, "embeddings"))
+        await until(lambda: bench.last(Finished))
+        assert bench.last(Started).tokens == Usage(2)
+        assert bench.last(Finished).usage == Usage(7)
+
+    run(test, monkeypatch, a="openai")
+
+
+@pytest.mark.parametrize("nonsense", [{}, {"prompt_tokens": -5, "completion_tokens": 5}, {"usage": "much"}], ids=str)
+def test_what_the_provider_does_not_tell_is_not_made_up(monkeypatch: pytest.MonkeyPatch, nonsense: Any) -> None:
+    async def test(bench: Bench) -> None:
+        [provider] = bench.made
+        provider.answer = Answer(content="hi", usage=nonsense)
+        provider.may_answer.set()
+        bench.send(dispatch(SENT))
+        await until(lambda: bench.last(Finished))
+        assert (bench.last(Finished).fault, bench.last(Finished).usage) == (None, None)
+
+    run(test, monkeypatch, a="openai")
+
+
+@pytest.mark.parametrize("way", ["fault", "cancel", "too long", "defect"])
+def test_a_call_that_came_to_nothing_has_used_what_it_told_before(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    if way == "too long":
+        monkeypatch.setattr(loop, "MAX_ANSWER", 10)
+    if way == "defect":
+        monkeypatch.setattr(loop, "_encode_answer", lambda *_: 1 / 0)
+
+    async def test(bench: Bench) -> None:
+        [provider] = bench.made
+        provider.usage = [{"prompt_tokens": 10, "completion_tokens": 1}, COUNTS, {"prompt_tokens": None}]
+        if way == "fault":
+            provider.answer = BrokenAnswer("it broke off", provider="a", model="m", retryable=True, retry_after=None)
+        bench.send(dispatch(SENT))
+        await until(lambda: bench.last(Started))
+        if way == "cancel":
+            bench.send(CancelCall("r", 1))
+        else:
+            provider.may_answer.set()
+        await until(lambda: bench.last(Finished))
+        finished = bench.last(Finished)
+        assert finished.fault is not None
+        assert finished.usage == Usage(10, 5, 4)
+        bench.reports.clear()
+        provider.usage = []
+        bench.send(dispatch(SENT))
+        await until(lambda: bench.last(Started))
+        provider.may_answer.set()
+        await until(lambda: bench.last(Finished))
+        assert bench.last(Finished).usage is None, "another call's"
+
+    run(test, monkeypatch, a="openai")

@@ -14,7 +14,13 @@ from typing import Any
 
 import pytest
 
-from callpool.manager.errors import BrokenAnswer, ProviderRejected, ProviderUnreachable
+from callpool.manager.errors import (
+    BrokenAnswer,
+    ContentRefused,
+    ProviderRejected,
+    ProviderUnreachable,
+    RequestTimeout,
+)
 from callpool.tools.testing.fake_provider import FakeProvider, messages_digest
 from callpool.workers.call import run_call
 from callpool.workers.providers import openai_compatible
@@ -566,3 +572,68 @@ def test_an_answer_leaves_nothing_at_its_connection() -> None:
     connections, ears = asyncio.run(main())
     assert connections == 1
     assert ears[0] <= 2
+
+
+# Counts.
+
+COUNTS = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+COUNTED = b'data: {"choices": [], "usage": %b}\n\n' % json.dumps(COUNTS).encode()
+OTHER = {**COUNTS, "completion_tokens": 9}
+
+
+def counted(respond: Respond, call: Call, preset: Preset = OPENAI) -> tuple[list[dict[str, Any]], Any]:
+    """What was told of its tokens while it ran, and what came of it."""
+
+    async def main() -> tuple[list[dict[str, Any]], Any]:
+        async with serving(respond) as (_, url):
+            provider, progress = make_provider(url, preset=preset), Recorder()
+            [found] = await asyncio.gather(run_call(provider, call, progress), return_exceptions=True)
+            await provider.close()
+            return progress.counts, found
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("end", ["whole", "broken", "silent"])
+def test_counts_of_a_stream_are_told_whatever_becomes_of_it(end: str) -> None:
+    early = (
+        b'data: {"choices": [{"index": 0, "delta": {"content": "hi"}}], "usage": %b}\n\n' % json.dumps(OTHER).encode()
+    )
+
+    async def respond(exchange: Exchange) -> None:
+        await exchange.begin_stream(early, COUNTED, *([EVENTS, DONE] if end == "whole" else []))
+        if end == "broken":
+            exchange.writer.close()
+        elif end == "whole":
+            exchange.writer.write(b"0\r\n\r\n")
+
+    told, found = counted(respond, make_call(stream=True, timeout=0.5 if end == "silent" else HANG))
+    assert told == [OTHER, COUNTS], "each once, in order"
+    if end == "whole":
+        assert found.usage == COUNTS
+    else:
+        assert type(found) is (ProviderUnreachable if end == "broken" else RequestTimeout)
+
+
+@pytest.mark.parametrize(
+    ("finish", "error"), [("stop", None), ("content_filter", ContentRefused), (None, BrokenAnswer)], ids=str
+)
+def test_counts_of_a_plain_answer_are_told_also_where_it_is_none(finish: str | None, error: type | None) -> None:
+    choices = [{"index": 0, "message": {"content": "hi"}, "finish_reason": finish}] if finish else []
+
+    async def respond(exchange: Exchange) -> None:
+        await exchange.send(json.dumps({"choices": choices, "usage": COUNTS}).encode())
+
+    told, found = counted(respond, make_call())
+    assert told == [COUNTS]
+    assert error is None or type(found) is error
+
+
+def test_where_nothing_is_counted_nothing_is_told() -> None:
+    assert counted(answer, make_call())[0] == [{}]
+
+    async def respond(exchange: Exchange) -> None:
+        await exchange.begin_stream(EVENTS, DONE)
+        exchange.writer.write(b"0\r\n\r\n")
+
+    assert counted(respond, make_call(stream=True))[0] == []

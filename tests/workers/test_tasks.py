@@ -14,7 +14,7 @@ from callpool.workers.providers import openai_compatible
 from callpool.workers.providers.base import Call
 from callpool.workers.providers.presets import GLM
 
-from .test_providers_http import Exchange, make_call, run_against
+from .test_providers_http import COUNTS, Exchange, counted, make_call, run_against
 
 ORDERED = b'{"id": "task-1", "task_status": "PROCESSING"}'
 AT_WORK = b'{"task_status": "PROCESSING"}'
@@ -117,3 +117,15 @@ def test_a_task_that_comes_to_nothing(state: bytes) -> None:
     _, error = run(body(state))
     assert isinstance(error, BrokenAnswer)
     assert error.in_doubt
+
+
+@pytest.mark.parametrize(("choices", "error"), [([{"message": {"content": "hi"}}], None), ([], BrokenAnswer)])
+def test_counts_of_a_task_are_told_also_where_its_answer_is_none(choices: list[Any], error: type | None) -> None:
+    ended = msgspec.json.encode({"task_status": "SUCCESS", "usage": COUNTS, "choices": choices})
+
+    async def respond(exchange: Exchange) -> None:
+        await exchange.send(ORDERED if exchange.line.startswith("POST") else ended)
+
+    told, found = counted(respond, msgspec.structs.replace(make_call(), options=Options(async_task=True)), GLM)
+    assert told == [COUNTS]
+    assert error is None or type(found) is error

@@ -13,6 +13,7 @@ from callpool.tools.cli import accounts, failures, terminal
 from callpool.tools.cli.chat import chat
 from callpool.tools.cli.check import check
 from callpool.tools.cli.health import health
+from callpool.tools.cli.loadtest import quota
 from callpool.tools.cli.models import models
 from callpool.tools.cli.sessions import sessions
 from callpool.tools.cli.start import start
@@ -56,6 +57,11 @@ def build() -> typer.Typer:
     account.command("list")(accounts.list_)
     account.command()(accounts.resume)
     app.add_typer(account, name="account")
+    loadtest = typer.Typer(
+        help="Measure callpool beside programs without it, on a fake provider.", no_args_is_help=True
+    )
+    loadtest.command()(quota)
+    app.add_typer(loadtest, name="loadtest")
     return app
 
 

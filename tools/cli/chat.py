@@ -12,11 +12,15 @@ from callpool.manager.exits import Exit
 from callpool.tools.cli import failures, terminal
 from callpool.tools.cli.options import (
     Address,
+    Affinity,
+    ClientName,
     FirstToken,
     Idle,
     Model,
+    Order,
     Parameters,
     Provider,
+    QueueTimeout,
     System,
     Thinking,
     Timeout,
@@ -55,8 +59,12 @@ def chat(
     idle_timeout: Idle = None,
     thinking: Thinking = None,
     websearch: WebSearch = False,
+    priority: Order = "normal",
+    queue_timeout: QueueTimeout = None,
+    affinity: Affinity = None,
     param: Parameters = None,
     address: Address = None,
+    client_name: ClientName = None,
 ) -> int:
     """Talk with a model; it is told the whole conversation each time.
 
@@ -64,7 +72,7 @@ def chat(
     forgotten. From a pipe: one question a line, answers only on standard output; the first error ends it.
     """
     parameters = parse_parameters(param)
-    with connect(address) as client:
+    with connect(address, client_name) as client:
         entry = client.catalogue.providers.get(provider)
         conversation = Conversation(
             client,
@@ -75,6 +83,9 @@ def chat(
             timeout=timeout,
             first_token_timeout=first_token_timeout,
             idle_timeout=idle_timeout,
+            priority=priority,
+            queue_timeout=queue_timeout,
+            affinity=affinity,
             options=parse_options(thinking_mode=thinking, use_websearch=websearch, enable_continuation=True),
             **parameters,
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from callpool.tools.cli import terminal
-from callpool.tools.cli.options import Address, AsJson, Timeout, connect
+from callpool.tools.cli.options import Address, AsJson, ClientName, Timeout, connect
 
 Account = Annotated[
     str | None, typer.Option("--provider", metavar="NAME", help="Only this provider of the configuration.")
@@ -24,13 +24,14 @@ def models(
     timeout: Timeout = None,
     as_json: AsJson = False,
     address: Address = None,
+    client_name: ClientName = None,
 ) -> int:
     """List the models of the configuration, with the tokens of a prompt and answer (context) and of an answer where known."""
     if ask and provider is None:
         raise typer.BadParameter("needs --provider: a list is asked of one account", param_hint="'--ask'")
     if timeout is not None and not ask:
         raise typer.BadParameter("is for --ask: nothing else is asked of a provider", param_hint="'--timeout'")
-    with connect(address) as client:
+    with connect(address, client_name) as client:
         if ask and provider is not None:
             rows = [{"provider": provider, **_known(each)} for each in client.list_models(provider, timeout=timeout)]
         else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 import callpool
+from callpool.manager.core.limits import PRIORITIES, Priority
 from callpool.manager.core.options import THINKING_MODES, Options
 from callpool.tools.cli import terminal
 
@@ -26,6 +27,14 @@ Address = Annotated[
         show_envvar=True,
         metavar="SOCKET",
         help="The socket of another supervisor than your own.",
+    ),
+]
+ClientName = Annotated[
+    str | None,
+    typer.Option(
+        "--client",
+        metavar="NAME",
+        help="Count as the client of this name, with others that give it; else as CALLPOOL_CLIENT, else as a client of its own.",
     ),
 ]
 ConfigFile = Annotated[
@@ -87,6 +96,19 @@ Task = Annotated[
 CacheId = Annotated[
     str | None, typer.Option("--cache-id", metavar="ID", help="Share a cached beginning with requests of the same id.")
 ]
+Order = Annotated[
+    Priority, typer.Option("--priority", metavar="CLASS", help=f"Who goes first: {', '.join(PRIORITIES)}.")
+]
+QueueTimeout = Annotated[
+    float | None,
+    typer.Option("--queue-timeout", metavar="SECONDS", help="Time that it may wait for its first call."),
+]
+Affinity = Annotated[
+    str | None,
+    typer.Option(
+        "--affinity", metavar="TEXT", help="Go to the worker that served others of the same text, while it has room."
+    ),
+]
 Metadata = Annotated[
     str | None, typer.Option("--metadata", metavar="JSON", help="An object that is kept with the session.")
 ]
@@ -112,14 +134,17 @@ _OWN_OPTIONS: Final = {
     "retry_in_doubt": "--retry-in-doubt",
     "metadata": "--metadata",
     "options": "the Python client",
+    "priority": "--priority",
+    "queue_timeout": "--queue-timeout",
+    "affinity": "--affinity",
     "messages": "PROMPT and --system",
 }
 """What `Client.submit` takes by a name of its own → where the command line takes it."""
 
 
-def connect(address: str | None) -> Client:
-    """Connect to the supervisor at `address`, else to the user's own. Raises NotRunning."""
-    return callpool.connect(Path(address).expanduser().absolute() if address else None, door="cli")
+def connect(address: str | None, name: str | None = None) -> Client:
+    """Connect to the supervisor at `address`, else to the user's own, as the client `name`. Raises NotRunning, BadInput."""
+    return callpool.connect(Path(address).expanduser().absolute() if address else None, door="cli", name=name)
 
 
 def parse_parameters(given: list[str] | None) -> dict[str, Any]:

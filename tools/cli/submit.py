@@ -11,8 +11,10 @@ from callpool.manager.exits import Exit
 from callpool.tools.cli import failures, terminal
 from callpool.tools.cli.options import (
     Address,
+    Affinity,
     AsJson,
     CacheId,
+    ClientName,
     Continue,
     Fallbacks,
     FirstToken,
@@ -21,8 +23,10 @@ from callpool.tools.cli.options import (
     MaxAttempts,
     Metadata,
     Model,
+    Order,
     Parameters,
     Provider,
+    QueueTimeout,
     System,
     Task,
     Thinking,
@@ -59,6 +63,9 @@ def submit(
     max_attempts: MaxAttempts = None,
     fallback: Fallbacks = None,
     retry_in_doubt: InDoubt = False,
+    priority: Order = "normal",
+    queue_timeout: QueueTimeout = None,
+    affinity: Affinity = None,
     request_id: RequestId = None,
     metadata: Metadata = None,
     param: Parameters = None,
@@ -70,6 +77,7 @@ def submit(
     cache_id: CacheId = None,
     as_json: AsJson = False,
     address: Address = None,
+    client_name: ClientName = None,
 ) -> int:
     """Submit one request and print its answer.
 
@@ -85,7 +93,7 @@ def submit(
         async_task=task,
         cache_id=cache_id,
     )
-    with connect(address) as client:
+    with connect(address, client_name) as client:
         handle = client.submit(
             provider=provider,
             model=model,
@@ -100,6 +108,9 @@ def submit(
             retry_in_doubt=retry_in_doubt,
             metadata=kept,
             options=options,
+            priority=priority,
+            queue_timeout=queue_timeout,
+            affinity=affinity,
             **extra,
         )
         try:

@@ -148,9 +148,14 @@ def show_config(path: str | None, facts: dict[str, Any]) -> None:
     source = "no configuration file: these are the defaults" if path is None else terminal.one_line(f"{path} is good")
     fields = pairs()
     for name, value in facts["supervisor"].items():
-        fields.add_row(_text(name), _text(f"{value:g}" if isinstance(value, float) else str(value)))
+        shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        fields.add_row(_text(name), _text(shown))
     parts: list[RenderableType] = [Text(source, style="bold"), _titled("[supervisor]", fields)]
-    parts += [_titled(f"[providers.{name}]", _provider(provider)) for name, provider in facts["providers"].items()]
+    for group in ("providers", "organizations", "clients"):
+        for name, table in facts[group].items():
+            # Money is shown to its last digit: `_provider` rounds what is a number still.
+            exact = {key: f"{value:.15g}" if isinstance(value, float) else value for key, value in table.items()}
+            parts.append(_titled(f"[{group}.{name}]", _provider(exact)))
     if not facts["providers"]:
         parts.append(Text("\nno provider is configured: nothing can be submitted", style="yellow"))
     print_parts(*parts)

@@ -87,6 +87,9 @@ class Progress(Protocol):
         stream's flow control: it waits while the way to the client is full.
         """
 
+    def counted(self, usage: dict[str, Any]) -> None:
+        """What the provider tells that this call has used until now, as it tells it: known also if no answer comes of it."""
+
     def whole(self) -> None:
         """The answer is whole, or refused: what still comes is counts, or words, and no silence is too long any more."""
 

@@ -97,6 +97,11 @@ class Joined:
         return self.complete and len(self._choices) >= (wanted if isinstance(wanted, int) else 1)
 
     @property
+    def usage(self) -> dict[str, Any] | None:
+        """The last counts that came, or None."""
+        return self._usage
+
+    @property
     def text(self) -> str:
         """The text of the first choice until now."""
         return self._first.text("content") if self._choices else ""

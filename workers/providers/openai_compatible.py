@@ -189,6 +189,7 @@ class OpenAICompatible:
 
     async def _read_plain(self, call: Call, reply: Reply, progress: Progress, last_call: float) -> Answer:
         body = await self._read_object(call, reply, progress, last_call)
+        progress.counted(self._preset.usage(body) or {})  # whatever is wrong with the rest
         if call.operation != "chat":
             texts = call.parameters.get("input")
             wanted = len(texts) if isinstance(texts, list) else 1
@@ -220,6 +221,7 @@ class OpenAICompatible:
                 pause = max(pause, error.retry_after or 0.0)
                 continue
             if has_ended(task):
+                progress.counted(self._preset.usage(task) or {})
                 return self._checked(call, read_completion(task, self._preset.usage))
 
     async def _read_stream(
@@ -316,7 +318,10 @@ def _trailer_until(call: Call, joined: Joined, until: float | None, last_call: f
 
 
 async def _pass_on(call: Call, chunk: dict[str, Any], joined: Joined, progress: Progress) -> None:
+    before = joined.usage
     text = joined.add(chunk)
+    if joined.usage is not None and joined.usage is not before:
+        progress.counted(joined.usage)
     if joined.has_all(call.parameters.get("n")):
         progress.whole()
     await progress.chunk(text, chunk, useful=brings_on(chunk))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import callpool
 from callpool.tools.testing.fake_provider import FAULTS, CallRecord, FakeProviderProcess
 from tests.acceptance.running import eventually
-from tests.outcomes import OUTCOMES, TOO_LONG, Outcome, further
+from tests.outcomes import OUTCOMES, TOO_LONG, WAITS_TOO_LONG, Outcome, further
 
 DEADLINE = 1.0
 """Seconds of a deadline that is meant to be reached: time enough for the request to be at the fake before."""
@@ -38,8 +38,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """What a request says of further calls. In a storm the fault is at its first calls only. Without a number of its own a request
 would wait for ever where a limit refuses it for ever."""
-STOPPING = frozenset({"limit_tpd", "quota", "unauthorized"})
-"""Faults after which an account serves nothing any more: each way has an account of its own."""
+STOPPING = frozenset({"quota", "unauthorized"})
+"""Faults after which an account serves nothing any more."""
+APART = STOPPING.union(WAITS_TOO_LONG, {"limit_tpd"})
+"""Faults that keep an account's other requests waiting, too: each way has an account of its own."""
+IMPATIENT = 3.0
+"""Seconds that a request waits in the queue where the pause is longer than a test."""
 
 SILENCES = {
     **dict.fromkeys(
@@ -101,7 +105,7 @@ def mode(*, stream: bool) -> str:
 def account(fault: str, *, stream: bool, way: str = "once") -> str:
     """The name of its account."""
     name = f"{fault}-{mode(stream=stream)}"
-    return f"{name}-{way.replace(' ', '-')}" if fault in STOPPING else name
+    return f"{name}-{way.replace(' ', '-')}" if fault in APART else name
 
 
 def accounts(base_url: str, **settings: Any) -> dict[str, Any]:
@@ -129,6 +133,8 @@ def promised(case: Case) -> Seen:
     """What the docs promise of it."""
     outcome = outcome_of(case.fault, stream=case.stream)
     what = "doubt" if case.silence else further(case.fault, stream=case.stream)
+    if case.fault in WAITS_TOO_LONG and case.way != "once":
+        return Seen(callpool.RequestTimeout, 1, 1)  # it is queued again, and has no patience
     repeated = (what == "safe" and case.way != "once") or (what == "doubt" and case.way in ("in doubt", "storm"))
     calls = ATTEMPTS if repeated else 1
     return Seen("stop" if case.way == "storm" and repeated else outcome, calls, calls)
@@ -151,6 +157,7 @@ def submit(client: callpool.Client, case: Case) -> callpool.Handle:
         timeout=DEADLINE if case.ends_late else PATIENCE,
         fake=fake,
         **{f"{case.silence}_timeout": DEADLINE} if case.silence else {},
+        **{"queue_timeout": IMPATIENT} if case.fault in WAITS_TOO_LONG else {},
         **WAYS[case.way],
     )
 
@@ -214,9 +221,11 @@ def all_ended(calls: list[CallRecord]) -> bool:
 def calls_in(record: dict[str, Any]) -> int:
     """How many calls of a request reached the provider, by its record: those before the last one, and the last one."""
     phases = [each["phase"] for each in record["phases"]]
-    assert len(record["attempts"]) == record["attempt"] - 1, record
     last = phases[len(phases) - 1 - phases[::-1].index("DEQUEUED") :]
-    return len([each for each in record["attempts"] if each["called"]]) + ("PROVIDER_CALL_START" in last)
+    waited = "RETRY" in last  # its end came in the queue
+    assert len(record["attempts"]) == record["attempt"] - (not waited), record["attempts"]
+    called = len([each for each in record["attempts"] if each["called"]])
+    return called if waited else called + ("PROVIDER_CALL_START" in last)
 
 
 def table(told: dict[Case, Told]) -> str:

@@ -17,6 +17,7 @@ import callpool
 from callpool.tools.testing.fake_provider import FAULTS, CallRecord, FakeProviderProcess
 from tests.acceptance.faults.matrix import (
     DEADLINE,
+    IMPATIENT,
     LONG_HANG,
     SILENCES,
     STOPPING,
@@ -32,6 +33,7 @@ from tests.acceptance.faults.matrix import (
     table,
 )
 from tests.acceptance.running import Running, detached, eventually
+from tests.outcomes import WAITS_TOO_LONG
 
 POOL = {
     "circuit_failures": 0,
@@ -139,6 +141,9 @@ def test_errors_name_their_account_and_timeouts_their_deadline(house: House) -> 
     failed = {case: told.error for case, told in house.told.items() if told.error is not None}
     assert len(failed) > len(house.told) / 2
     for case, error in failed.items():
+        if case.fault in WAITS_TOO_LONG and case.way != "once":
+            assert (error.which, error.seconds, error.sent) == ("queue", IMPATIENT, False)
+            continue
         assert (error.provider, error.model) == (case.account, "m")
         if isinstance(error, callpool.RequestTimeout):
             assert (error.which, error.seconds) == (case.silence or "total", DEADLINE)
@@ -161,7 +166,8 @@ def requests_of(house: House, case: Case) -> list[CallRecord]:
 def test_the_status_counts_the_retries(house: House) -> None:
     expected: Counter[str] = Counter()
     for case, told in house.told.items():
-        expected[case.account] += told.seen.requests - 1
+        waited = isinstance(told.error, callpool.RequestTimeout) and told.error.which == "queue"
+        expected[case.account] += told.seen.requests - (not waited)
     rows = house.accounts()
     assert {name: row["retries"] + row["told_to_wait"] for name, row in rows.items()} == expected
     assert {row["refused_by_budget"] + row["fallbacks"] for row in rows.values()} == {0}

@@ -49,7 +49,7 @@ Run = Callable[..., CompletedProcess[str]]
 
 def plain_environment(**changes: str) -> dict[str, str]:
     """The test's environment as a script has it: no colours asked for, 80 columns, no other supervisor."""
-    dropped = {"NO_COLOR", "FORCE_COLOR", "CALLPOOL_ADDRESS", "CALLPOOL_DEBUG", "PYTHONPATH"}
+    dropped = {"NO_COLOR", "FORCE_COLOR", "CALLPOOL_ADDRESS", "CALLPOOL_CLIENT", "CALLPOOL_DEBUG", "PYTHONPATH"}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return kept | {"COLUMNS": "80", "TERM": "xterm-256color", **changes}
 
@@ -90,7 +90,7 @@ def callpool(supervisor: dict[str, str]) -> Run:
 @pytest.fixture
 def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """The program within this process, where starting one would show nothing more: a fifth of a second saved each time."""
-    for name in ("NO_COLOR", "FORCE_COLOR", "CALLPOOL_ADDRESS", "CALLPOOL_DEBUG"):
+    for name in ("NO_COLOR", "FORCE_COLOR", "CALLPOOL_ADDRESS", "CALLPOOL_CLIENT", "CALLPOOL_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 

@@ -49,7 +49,7 @@ def config(base_folder: Path) -> str:
 @pytest.fixture
 def environment() -> dict[str, str]:
     """The test's own, for programs that it starts and goes on."""
-    dropped = {"NO_COLOR", "FORCE_COLOR", "CALLPOOL_ADDRESS", "CALLPOOL_DEBUG", "PYTHONPATH"}
+    dropped = {"NO_COLOR", "FORCE_COLOR", "CALLPOOL_ADDRESS", "CALLPOOL_CLIENT", "CALLPOOL_DEBUG", "PYTHONPATH"}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return kept | {"COLUMNS": "80", "TERM": "xterm-256color"}
 
@@ -195,6 +195,28 @@ def test_a_good_configuration_is_shown_without_the_value_of_a_key(
     assert facts["providers"]["glm"]["key"]["state"] == "missing"
     assert "secret" not in done.stdout + data.stdout
     assert not list(Path(os.environ["CALLPOOL_HOME"]).iterdir()), "a check makes nothing"
+
+
+def test_limits_and_budgets_are_shown_to_the_last_digit(inside: Run, base_folder: Path) -> None:
+    path = base_folder / "callpool.toml"
+    path.write_text(
+        "[supervisor]\nmax_requests_per_minute = 77\n"
+        '[providers.p]\nkind = "scripted"\norganization = "acme"\nmoney_per_day = 1234567.25\n'
+        "models.m = {input_price = 0.5, output_price = 2}\n"
+        "[organizations.acme]\ntokens_per_day = 5000000\nmoney_per_day = 7654321.5\n"
+        "[clients.default]\n[clients.nightly]\nweight = 0.5\nmoney_per_day = 3\n"
+    )
+    done = inside("config", "check", "--config", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    for line in (
+        "max_requests_per_minute 77", "queue_timeout none", "money_per_day 1234567.25", "[organizations.acme]",
+        "tokens_per_day 5000000", "money_per_day 7654321.5", "[clients.default]", "[clients.nightly]", "weight 0.5", "money_per_day 3",
+    ):  # fmt: skip
+        assert line in shown
+    facts = json.loads(inside("config", "check", "--json", "--config", str(path)).stdout)
+    assert facts["organizations"] == {"acme": {"tokens_per_day": 5_000_000, "money_per_day": 7_654_321.5}}
+    assert facts["clients"] == {"default": {"weight": 1.0}, "nightly": {"weight": 0.5, "money_per_day": 3.0}}
 
 
 @pytest.mark.parametrize("command", [("config", "check"), ("start", "--detach")], ids=" ".join)

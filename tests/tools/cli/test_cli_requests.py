@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 import callpool as library
+from callpool.manager import client, payload, proxy
 from callpool.tools.cli.chat import Conversation
 from tests import ground
 
@@ -260,3 +262,57 @@ def test_a_model_that_wants_its_reasoning_back_gets_it(*, keeps: bool) -> None:
     conversation.ask("two")
     said = {"role": "assistant", "content": "1"} | ({"reasoning_content": "why 1"} if keeps else {})
     assert listener.messages[1] == said
+
+
+# Turn, and whose it is.
+
+TURN = ("--priority", "batch", "--queue-timeout", "90", "--affinity", "a 7")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What the program's own client submits, and the names of its handshakes."""
+    seen: dict[str, list[Any]] = {"submits": [], "names": []}
+    build, shake = payload.build_submit, proxy.new_handshake
+
+    def building(*arguments: Any, **asked: Any) -> Any:
+        seen["submits"].append(build(*arguments, **asked))
+        return seen["submits"][-1]
+
+    def shaking(key: bytes, **words: str) -> Any:
+        seen["names"].append(words["name"])
+        return shake(key, **words)
+
+    monkeypatch.setattr(client, "build_submit", building)
+    monkeypatch.setattr(proxy, "new_handshake", shaking)
+    return seen
+
+
+@pytest.mark.parametrize("command", ["submit", "chat"])
+def test_priority_patience_affinity_and_name(
+    command: str, asking: Run, told: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
+    prompt = ["hi"] if command == "submit" else []
+    done = asking(command, *ECHO, *TURN, "--client", "nightly", *prompt)
+    assert (done.returncode, done.stdout) == (0, "hi\n")
+    [sent] = told["submits"]
+    assert (sent.priority, sent.queue_timeout, sent.affinity) == ("batch", 90.0, "a 7")
+    assert told["names"] == ["nightly"]
+
+
+def test_the_name_of_the_environment_and_none(
+    asking: Run, told: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asking("submit", *ECHO, "hi").returncode == 0
+    monkeypatch.setenv("CALLPOOL_CLIENT", "of-the-environment")
+    assert asking("submit", *ECHO, "hi").returncode == 0
+    assert asking("models", "--provider", "fake", "--ask", "--client", "own").returncode == 0
+    assert told["names"] == ["", "of-the-environment", "own"]
+    assert [(sent.priority, sent.queue_timeout, sent.affinity) for sent in told["submits"]] == [
+        ("normal", None, None)
+    ] * 2
+    monkeypatch.setenv("CALLPOOL_CLIENT", "a b")
+    done = asking("submit", *ECHO, "hi")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "CALLPOOL_CLIENT must be 1 to 64" in done.stderr

@@ -54,6 +54,12 @@ def test_the_providers_own_list(asking: Run) -> None:
         (("submit", *ECHO, "--cache-id", "x", "x"), "cache_id is not supported"),
         (("submit", *ECHO, "--fallback", "nobody/m", "x"), "unknown provider 'nobody'"),
         (("submit", *ECHO, "--max-attempts", "0", "x"), "max_attempts must be from 1 to 10"),
+        (("submit", *ECHO, "--queue-timeout", "0", "x"), "queue_timeout must be above 0 and at most 86400 seconds"),
+        (("submit", *ECHO, "--queue-timeout", "nan", "x"), "queue_timeout must be above 0"),
+        (("submit", *ECHO, "--affinity", "", "x"), "affinity must be 1 to 256 printable characters"),
+        (("submit", *ECHO, "--client", "a b", "x"), "name must be 1 to 64 of A-Z a-z 0-9"),
+        (("chat", *ECHO, "--client", "", "--priority", "batch"), "name must be 1 to 64 of A-Z a-z 0-9"),
+        (("models", "--client", "x" * 65), "name must be 1 to 64 of A-Z a-z 0-9"),
     ],
 )
 def test_what_is_wrong_is_said(asking: Run, arguments: tuple[str, ...], words: str) -> None:
