@@ -94,18 +94,21 @@ class Admission:
         other = scope.waits_for
         if other is None or other is request:
             return True
-        if not self._could_go(other):
+        if not self._could_go(other, scope):
             scope.waits_for = None  # it was cancelled, went elsewhere, or could not go all the same
             return True
         # Who goes before it on its own account is decided there: to stop these would stop itself.
         return request.rank < other.rank or request.provider == other.provider
 
-    def _could_go(self, other: Request) -> bool:
-        """Whether tokens are all that somebody waits for."""
+    def _could_go(self, other: Request, scope: Scope) -> bool:
+        """Whether tokens of this scope are all that somebody waits for."""
         scheduler = self._scheduler
         if other.request_id not in scheduler or scheduler.is_held(other.name):
             return False
-        return not self.is_shut(other.target) and self.is_open(other.provider)
+        if self.is_shut(other.target) or not self.is_open(other.provider):
+            return False
+        now = self._at.monotonic
+        return all(each is scope or each.fits_at(other.cost, now) <= now for each in other.scopes)
 
     def _opens(self, scope: Scope) -> bool:
         at = scope.opens_at(self._at)
