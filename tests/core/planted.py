@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from callpool.manager.core.admission import Admission
+from callpool.manager.core.deadlines import Deadlines
+from callpool.manager.core.dispatching import Dispatching
 from callpool.manager.core.draining import Draining
 from callpool.manager.core.events import AccountClosed, CancelAsked, ToClient, WorkerUp
-from callpool.manager.core.ledger import Ledger
+from callpool.manager.core.ledger import Ledger, Scope
 from callpool.manager.core.machine import Core
 from callpool.manager.core.messages import Accepted, Done
 from callpool.manager.core.scheduler import Scheduler
@@ -29,8 +32,12 @@ if TYPE_CHECKING:
         WorkerDown,
     )
     from callpool.manager.core.faults import Fault
-    from callpool.manager.core.requests import Now, Request
+    from callpool.manager.core.ledger import Cost
+    from callpool.manager.core.ledger import Outcome as CallOutcome
+    from callpool.manager.core.limits import LedgerRules, Usage
+    from callpool.manager.core.requests import Now, Phase, Request
     from callpool.manager.core.retry import Target
+    from callpool.manager.core.scheduler import Gate, Held, _Account
     from callpool.manager.core.sessions import Outcome, Session
 
 
@@ -38,48 +45,60 @@ class NoPumpAfterOpening(Core):
     def apply_batch(self, events: list[Event], now: Now) -> list[Effect]:
         if type(events[0]) is not AccountClosed:
             return super().apply_batch(events, now)
-        self.ledger.accounts[events[0].account].closed = events[0].reason
+        self.ledger.accounts[events[0].account].scope.closed = events[0].reason
         return []
 
 
-class NoPumpAfterCancel(Core):
-    def _pump(self, now: Now, effects: list[Effect]) -> None:
+class _NotAfterEnds(Dispatching):
+    def pump(self, now: Now, effects: list[Effect]) -> None:
         if not any(type(effect) is ToClient and type(effect.message) is Done for effect in effects):
-            super()._pump(now, effects)
+            super().pump(now, effects)
+
+
+class NoPumpAfterCancel(Core):
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.dispatching = _NotAfterEnds(self)
+
+
+class _OneOnly(Dispatching):
+    def pump(self, now: Now, effects: list[Effect]) -> None:
+        core = self._core
+        if core.by_worker and core.sessions.has_room and len(core.scheduler):
+            self.admission.begin(now)
+            request = core.scheduler.next(self.admission, now.monotonic)
+            if request is not None:
+                self._dispatch(request, now, effects)
 
 
 class PumpsOneOnly(Core):
     """The founding mistake: one wake-up for one free slot, although the event freed several."""
 
-    def _pump(self, now: Now, effects: list[Effect]) -> None:
-        if self.by_worker and self.sessions.has_room and len(self.scheduler):
-            request = self.scheduler.next_for(self.ledger.has_slot)
-            if request is not None:
-                self._dispatch(request, now, effects)
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.dispatching = _OneOnly(self)
 
 
 class HeadBlocks(Scheduler):
     """A request whose account has no slot blocks those whose account has one."""
 
-    def next_for(
-        self, has_slot: Callable[[str], bool], is_shut: Callable[[Target], bool] = lambda _target: False
-    ) -> Request | None:
+    def next(self, gate: Gate, now: float) -> Request | None:
         waiting = self.waiting()
-        return super().next_for(has_slot, is_shut) if waiting and has_slot(waiting[0].provider) else None
+        return super().next(gate, now) if waiting and gate.is_open(waiting[0].provider) else None
 
 
 class SlotLostOnRequeue(Core):
     def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         super()._lose(request, event, now, effects)
         if request.state is State.QUEUED:
-            self.ledger.reserve(request.provider, request.request_id)
+            self.ledger.accounts[request.provider].scope.holders[request.request_id] = 0
 
 
 class SlotLostOnCancel(Core):
-    def give_back(self, request: Request) -> None:
-        super().give_back(request)
+    def give_back(self, request: Request, now: Now) -> None:
+        super().give_back(request, now)
         if request.ending is not None and request.state is State.ALLOCATED:
-            self.ledger.reserve(request.provider, request.request_id)
+            self.ledger.accounts[request.provider].scope.holders[request.request_id] = 0
 
 
 class LateReportsCount(Core):
@@ -151,14 +170,23 @@ class DrainWaitsForEver(Core):
 
 
 class DrainAccepts(Core):
-    def _refuse(self, event: Submitted, *, promised: bool) -> Fault | None:
-        fault = super()._refuse(event, promised=promised)
+    def _refuse(self, event: Submitted, now: Now, *, promised: bool) -> Fault | None:
+        fault = super()._refuse(event, now, promised=promised)
         return None if fault is not None and fault.code == "draining" else fault
 
 
+class _OneMore(Scope):
+    __slots__ = ()
+
+    def is_full(self, now: float) -> bool:
+        return self.concurrency is not None and super().is_full(now) and self.active > self.concurrency.limit
+
+
 class OverTheLimit(Ledger):
-    def has_slot(self, name: str) -> bool:
-        return self.accounts[name].closed is None and self.accounts[name].active <= self.accounts[name].limit
+    def __init__(self, rules: LedgerRules) -> None:
+        super().__init__(rules)
+        for name, account in self.accounts.items():
+            account.scope = _OneMore("account", name, account.rules.limits, charge=account.rules.counting.charge)
 
 
 class OverThePool(SessionTable):
@@ -176,12 +204,9 @@ class DeadlineForgotten(Core):
 
 
 class DeadlineKeptOnRequeue(Core):
-    def give_back(self, request: Request) -> None:
-        if request.state is not State.ALLOCATED or request.ending is not None:
-            super().give_back(request)
-            return
-        self.ledger.give_back(request.provider, request.request_id)
-        self.by_worker.get(request.worker or 0, set()).discard(request.request_id)
+    def requeue(self, request: Request, phase: Phase, now: Now) -> None:
+        super().requeue(request, phase, now)
+        self.deadlines.set(request.request_id, now.monotonic + request.timeout)
 
 
 class AnybodyCancels(Core):
@@ -255,6 +280,170 @@ class ForgetsBytes(Scheduler):
         return request
 
 
+class RefundForgotten(Ledger):
+    """What a refused call, or one that never began, had reserved stays reserved as if it had been used."""
+
+    def settle(
+        self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float, *, lag: bool = False
+    ) -> None:
+        super().settle(request_id, "failed" if outcome == "unused" else outcome, usage, now, lag=lag)
+
+
+class DoubtRefunded(Core):
+    """A call that its worker never acknowledged counts as one that never began."""
+
+    def give_back(self, request: Request, now: Now) -> None:
+        if request.state is State.ALLOCATED and request.outcome is None:
+            request.outcome = "unused"
+        super().give_back(request, now)
+
+
+class StampedAtDispatch(Ledger):
+    """A window's minute begins with our dispatch: the provider's begins later."""
+
+    def reserve(
+        self,
+        request_id: str,
+        number: int,
+        target: Target,
+        client: str,
+        cost: Cost,
+        now: float,
+        scopes: tuple[Scope, ...] = (),
+    ) -> None:
+        super().reserve(request_id, number, target, client, cost, now, scopes)
+        self.answered(request_id, now)
+
+
+class ShortMinute(Ledger):
+    def __init__(self, rules: LedgerRules) -> None:
+        super().__init__(rules)
+        for scope in self._all_scopes():
+            for measure in scope.minutes:
+                measure.window._seconds = 50.0
+
+
+class BudgetNotReserved(Ledger):
+    """A client's budget is looked at and not reserved: calls that go together overdraw it."""
+
+    def reserve(
+        self,
+        request_id: str,
+        number: int,
+        target: Target,
+        client: str,
+        cost: Cost,
+        now: float,
+        scopes: tuple[Scope, ...] = (),
+    ) -> None:
+        found = self.scopes(target, client)
+        others = tuple(scope for scope in found if scope.kind != "client")
+        super().reserve(request_id, number, target, client, cost, now, others)
+
+
+class LagForgotten(Ledger):
+    """The slot of a call that we ended is free at once, although its provider may not know yet."""
+
+    def settle(
+        self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float, *, lag: bool = False
+    ) -> None:
+        super().settle(request_id, outcome, usage, now)
+
+
+class CutNotApplied(Ledger):
+    def refuse_concurrency(
+        self, request_id: str, target: Target, named: float | None, why: str, now: Now, draw: Callable[[], float]
+    ) -> None:
+        """Nothing is learned."""
+
+
+class PausesAccountOnly(Ledger):
+    """A refusal for a minute pauses the account that met it, and not the organisation whose minute it is."""
+
+    def teacher(self, target: Target, limit: str | None) -> Scope | None:
+        return super().teacher(target, limit) if limit == "concurrency" else self.accounts[target.provider].scope
+
+
+class PausesTooLong(Ledger):
+    """An account is left alone for longer than a minute's limit can last."""
+
+    def refuse_rate(
+        self, request_id: str, target: Target, named: float | None, why: str, now: Now, draw: Callable[[], float]
+    ) -> None:
+        super().refuse_rate(request_id, target, named, why, now, draw)
+        scope = self.teacher(target, None)
+        if scope is not None and scope.pause.lasts(now.monotonic):
+            scope.pause.until += 100.0
+
+
+class StopForgotten(Ledger):
+    def stop(self, request_id: str, provider: str, fault: Fault, seconds: float | None, now: Now) -> bool:
+        return False
+
+
+class AgeingForgotten(Scheduler):
+    def _oldest(self, account: _Account, targets: list[Target], now: float) -> Request | None:
+        return None
+
+
+class ClassesReversed(Scheduler):
+    def _fairest(self, account: _Account, targets: list[Target]) -> Request | None:
+        account.classes = account.classes[::-1]
+        try:
+            return super()._fairest(account, targets)
+        finally:
+            account.classes = account.classes[::-1]
+
+
+class WeightsIgnored(Scheduler):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "weight_of": lambda _name: 1.0})
+
+
+class NobodyLetGo(Scheduler):
+    """Clients that were held back for a time are never let go."""
+
+    def release(self, now: float) -> None:
+        """The time is over, and nothing happens."""
+
+
+class RefusedLosesItsPlace(Core):
+    """A request that was told to wait goes to the end of its client's flow."""
+
+    def requeue(self, request: Request, phase: Phase, now: Now) -> None:
+        super().requeue(request, phase, now)
+        if request.route is not None and request.route.refusals:
+            self._sequence += 1
+            request.sequence = self._sequence
+
+
+class _SmallOnesPass(Admission):
+    def admits(self, request: Request) -> Held:
+        held = super().admits(request)
+        return "target" if held == "account" else held
+
+
+class SmallOnesPass(Core):
+    """One whose tokens do not fit yet holds back its own model alone: others use up what it waits for."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.dispatching.admission = _SmallOnesPass(self.ledger, self.attempts.circuits, self.scheduler)
+
+
+class _Deaf(Deadlines):
+    def set(self, key: str, due: float) -> None:
+        """Nobody is woken."""
+
+
+class PatienceForgotten(Core):
+    """Nobody ends who has waited in the queue for as long as it may."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.waits = _Deaf()
+
+
 PLANTED: dict[str, tuple[Parts, set[str]]] = {}
 """name → (the core with the fault, rules that may cry first)."""
 
@@ -269,8 +458,8 @@ _plant("missed_wakeup", core=NoPumpAfterOpening)
 _plant("missed_wakeup", core=NoPumpAfterCancel)
 _plant("missed_wakeup", core=PumpsOneOnly)
 _plant("missed_wakeup", scheduler=HeadBlocks)
-_plant("missed_wakeup", "slots", core=SlotLostOnRequeue)
-_plant("missed_wakeup", "slots", core=SlotLostOnCancel)
+_plant("missed_wakeup", "slots", "reservations", core=SlotLostOnRequeue)
+_plant("missed_wakeup", "slots", "reservations", core=SlotLostOnCancel)
 _plant("late_report", "state", core=LateReportsCount)
 _plant("counters", sessions=CountsTwice)
 _plant("metadata", sessions=BytesKeptOnSuspend)
@@ -286,9 +475,26 @@ _plant("overdue", "stuck", core=DeadlineForgotten)
 _plant("leak", "wrong_end", "unjustified_cancel", core=DeadlineKeptOnRequeue)
 _plant("unjustified_cancel", "wrong_end", core=AnybodyCancels)
 _plant("cancel_ignored", core=ClientForgotten)
-_plant("overtaken", core=LosesItsPlace)
+_plant("overtaken", "class_order", core=LosesItsPlace)
 _plant("drain_report", core=CutTwice)
 _plant("acknowledgement", core=AcknowledgesAfter)
 _plant("unjustified_cancel", "wrong_end", core=TimesOutEarly)
 _plant("missed_wakeup", core=WorkerUpForgets)
 _plant("queue", "not_refused", "wrong_refusal", scheduler=ForgetsBytes)
+_plant("reservations", ledger=RefundForgotten)
+_plant("reservations", core=DoubtRefunded)
+_plant("reservations", ledger=StampedAtDispatch)
+_plant("reservations", "window", ledger=ShortMinute)
+_plant("reservations", ledger=BudgetNotReserved)
+_plant("reservations", "account_limit", ledger=LagForgotten)
+_plant("cut", "paused", ledger=CutNotApplied)
+_plant("paused", "learned", ledger=PausesAccountOnly)
+_plant("learned", ledger=PausesTooLong)
+_plant("stopped", ledger=StopForgotten)
+_plant("starved", scheduler=AgeingForgotten)
+_plant("class_order", scheduler=ClassesReversed)
+_plant("unfair", scheduler=WeightsIgnored)
+_plant("missed_wakeup", "stuck", scheduler=NobodyLetGo)
+_plant("overtaken", core=RefusedLosesItsPlace)
+_plant("class_order", "overtaken", core=SmallOnesPass)
+_plant("overdue", "stuck", core=PatienceForgotten)

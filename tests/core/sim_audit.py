@@ -59,7 +59,7 @@ def _holdings(core: Core, witness: Witness) -> None:
 def _limits(core: Core, witness: Witness, now: float) -> None:
     ledger, books = core.ledger, witness.limits
     _agree("reservations", "calls", ledger.holds.keys(), books.holdings.keys())
-    scopes = {(scope.kind, scope.name): scope for scope in _scopes(core)}
+    scopes = {(str(scope.kind), scope.name): scope for scope in _scopes(core)}
     for bound in books.all():
         scope = scopes.get((bound.kind, bound.name))
         what = f"{bound.kind} {bound.name}"
@@ -70,7 +70,12 @@ def _limits(core: Core, witness: Witness, now: float) -> None:
             continue
         _agree("reservations", what, scope.holders.keys(), bound.out)
         scope.is_full(now)
-        _agree("reservations", f"lagging of {what}", len(scope.lagging), bound.busy(now) - len(bound.out) if scope.concurrency else 0)
+        _agree(
+            "reservations",
+            f"lagging of {what}",
+            len(scope.lagging),
+            bound.busy(now) - len(bound.out) if scope.concurrency else 0,
+        )
         for measure, tally in zip(scope.measures(), bound.tallies, strict=True):
             measure.window.forget(now)
             used = measure.window.used, measure.window.under_way
@@ -90,7 +95,12 @@ def _scopes(core: Core) -> Iterator[Scope]:
 
 def _queue(core: Core, witness: Witness) -> None:
     waiting = {request.request_id for request in core.scheduler.waiting()}
-    _agree("queue", "waiting requests", waiting, {each.submit.request_id for ids in witness.waiting.values() for each in ids})
+    _agree(
+        "queue",
+        "waiting requests",
+        waiting,
+        {each.submit.request_id for ids in witness.waiting.values() for each in ids},
+    )
     _agree("queue", "length", len(core.scheduler), len(waiting))
     _agree("queue", "bytes", core.scheduler.queued_bytes, witness.waiting_bytes)
     for name, ids in witness.waiting.items():

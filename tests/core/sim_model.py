@@ -16,7 +16,6 @@ from callpool.manager.core.events import (
     Tick,
     WorkerUp,
 )
-
 from callpool.manager.core.limits import PRIORITIES, Usage
 from callpool.manager.core.retry import Target
 

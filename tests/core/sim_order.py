@@ -176,16 +176,15 @@ class Order:
             bound = mine + theirs + self._slack.get(key, 0.0)
             if pair.most - pair.least > bound + ROUNDING:
                 raise Violation(
-                    "unfair", f"{found}: {first} against {second} went from {pair.least} to {pair.most}, at most {bound}"
+                    "unfair",
+                    f"{found}: {first} against {second} went from {pair.least} to {pair.most}, at most {bound}",
                 )
             self._books.seen["share"] += 1
         if not any(each.rank == rank and each.name == name and each is not found for each in waiting):
             self._forget(account, rank, name)
 
     def _forget(self, account: str, rank: int, name: str | None = None) -> None:
-        for key in [
-            key for key in self._pairs if key[:2] == (account, rank) and (name is None or name in key[2:])
-        ]:
+        for key in [key for key in self._pairs if key[:2] == (account, rank) and (name is None or name in key[2:])]:
             del self._pairs[key]
 
     def _prune(self) -> None:
@@ -213,7 +212,9 @@ class Order:
             shared = limits.organization(account)
             if not limits.accounts[account].opens(now) or (shared is not None and not shared.opens(now)):
                 continue
-            open_ones = [each for each in waiting if self._model_opens(each, now) and not self._is_surely_held(each, now)]
+            open_ones = [
+                each for each in waiting if self._model_opens(each, now) and not self._is_surely_held(each, now)
+            ]
             able = [each for each in open_ones if not self._is_held(each, now)]
             if not able:
                 continue
@@ -238,4 +239,3 @@ class Order:
             for account, waiting in self._books.waiting.items()
             for each in waiting
         )
-

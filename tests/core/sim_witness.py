@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from callpool.manager.core.messages import ClientEvent, WorkerOrder
     from callpool.manager.core.retry import Target
 
-    from .sim_world import World
     from .sim_worker import Report
+    from .sim_world import World
 
 LATENESS = TICK + 0.5
 """Seconds by which a deadline may be late: its bucket, and the simulated shell's own delay."""
@@ -81,21 +81,16 @@ class Witness(Books):
         """Judge the effects of one event. `payload`: what a report is about. `refusal`: the code that a submit deserves."""
         subject: Submission | None = None
         allowed: States = frozenset()
-        for found in list(self.live.values()):
-            if found.fallbacks and found.worker is None:
-                self._follow(found)
+        self._follow_all()
         if type(event) is Submitted:
             effects = self._submitted(event, effects, refusal, now)
         elif type(event) is Reported:
             subject = self._subject(event, payload)
             if subject is None:
-                self.seen["late report"] += 1
-                if any(self._speaks_of(effect, event.report.request_id) for effect in effects):
-                    raise Violation("late_report", f"{event} is about {payload!r} and had effects {effects}")
+                self._late(event, effects)
             else:
                 allowed = self._reported(subject, event.report, effects, now)
-                if type(event.report) is Piece:
-                    effects = effects[1:]
+                effects = effects[1:] if type(event.report) is Piece else effects
         elif type(event) is AccountResumed:
             effects = self._resumed(event, effects, now)
         else:
@@ -105,12 +100,18 @@ class Witness(Books):
         self._learned(now)
         for effect in effects:
             self._judge(effect, event, subject, allowed, now)
-        self._obeyed(event)
-        self._nobody_waits_for_what_is_stopped(now)
-        self._turns.nothing_waits_needlessly(now)
-        self._nothing_settles_above(now)
-        if type(event) is Tick:
-            self._nothing_is_overdue(now)
+        self._nothing_is_left_undone(event, now)
+
+    def _late(self, event: Reported, effects: list[Effect]) -> None:
+        """A word of a call that is over changes nothing; time may have passed all the same."""
+        self.seen["late report"] += 1
+        if any(self._speaks_of(effect, event.report.request_id) for effect in effects):
+            raise Violation("late_report", f"{event} had effects {effects}")
+
+    def _follow_all(self) -> None:
+        for found in list(self.live.values()):
+            if found.fallbacks and found.worker is None:
+                self._follow(found)
 
     def _follow(self, found: Submission) -> None:
         """Where a request that may go elsewhere waits now: at its target, or at a later one of those that it named."""
@@ -139,13 +140,17 @@ class Witness(Books):
                 scope = found
             else:
                 continue
-            self._compare_learned(bound, scope.concurrency and scope.concurrency.limit, scope.pause.until, now)
+            self._compare_learned(
+                bound, None if scope.concurrency is None else scope.concurrency.limit, scope.pause.until, now
+            )
 
     def _compare_learned(self, bound: Bound, limit: int | None, until: float, now: float) -> None:
         if limit != bound.concurrency and not (bound.was_cut and 1 <= (limit or 0) <= (bound.concurrency or 0)):
             raise Violation("learned", f"{bound.kind} {bound.name} is limited to {limit} of {bound.concurrency}")
         if until > now and until > bound.pause_over:
-            raise Violation("learned", f"{bound.kind} {bound.name} is paused until {until}, not after {bound.pause_over}")
+            raise Violation(
+                "learned", f"{bound.kind} {bound.name} is paused until {until}, not after {bound.pause_over}"
+            )
         bound.effective, bound.holds_back_until = limit, until
 
     def _resumed(self, event: AccountResumed, effects: list[Effect], now: float) -> list[Effect]:
@@ -163,9 +168,7 @@ class Witness(Books):
         elif type(effect) is Drained:
             self._drained(effect)
 
-    def _submitted(
-        self, event: Submitted, effects: list[Effect], refusal: str | None, now: float
-    ) -> list[Effect]:
+    def _submitted(self, event: Submitted, effects: list[Effect], refusal: str | None, now: float) -> list[Effect]:
         submit = event.submit
         expected = self._refusal(event, refusal, now)
         first = effects[0] if effects else None
@@ -443,6 +446,14 @@ class Witness(Books):
 
     # After the effects: what may not be left undone.
 
+    def _nothing_is_left_undone(self, event: Event, now: float) -> None:
+        self._obeyed(event)
+        self._nobody_waits_for_what_is_stopped(now)
+        self._turns.nothing_waits_needlessly(now)
+        self._nothing_settles_above(now)
+        if type(event) is Tick:
+            self._nothing_is_overdue(now)
+
     def _obeyed(self, event: Event) -> None:
         if type(event) in {CancelAsked, ClientGone, CutAsked, DrainAsked, Tick}:
             for found in self.live.values():
@@ -461,7 +472,9 @@ class Witness(Books):
         """After a refusal by calls at once no more are out, for a while, than were then."""
         for bound in self.limits.all():
             if now < bound.settles_until and len(bound.out) > bound.most_while_settling:
-                raise Violation("cut", f"{bound.kind} {bound.name} refused with {bound.most_while_settling} out: {bound.out}")
+                raise Violation(
+                    "cut", f"{bound.kind} {bound.name} refused with {bound.most_while_settling} out: {bound.out}"
+                )
 
     def _nothing_is_overdue(self, now: float) -> None:
         for found in self.live.values():

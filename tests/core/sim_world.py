@@ -85,7 +85,7 @@ def _some(chance: random.Random, share: float, least: int, more: int) -> int | N
 
 
 def _weights(chance: random.Random) -> dict[str, ClientRules]:
-    return {name: ClientRules(weight=(0.5, 1.0, 1.0, 4.0)[_pick(chance, 4)]) for name in NAMES}
+    return {name: ClientRules(weight=(0.25, 1.0, 4.0)[_pick(chance, 3)]) for name in NAMES}
 
 
 def _plain(chance: random.Random, concurrency: dict[str, int]) -> LedgerRules:

@@ -39,8 +39,8 @@ from callpool.manager.core.requests import Now
 
 from .sim_audit import audit_rest
 from .sim_model import Violation
-from .sim_shell import MAX_METADATA, MAX_PAYLOAD, Parts, Shell, line
 from .sim_provider import Bill
+from .sim_shell import MAX_METADATA, MAX_PAYLOAD, Parts, Shell, line
 from .sim_worker import FakeWorker
 from .sim_world import MOST_ANSWER, MOST_PROMPT, NAMES
 
@@ -168,7 +168,9 @@ class Simulator(Shell):
         if not self.world.has_fallbacks or self.chance.random() < 0.6:
             return None
         models = self.world.models
-        return [f"{account}/{models[self._pick(len(models))]}" for account in self.accounts if self.chance.random() < 0.6]
+        return [
+            f"{account}/{models[self._pick(len(models))]}" for account in self.accounts if self.chance.random() < 0.6
+        ]
 
     def _some_id(self, draw: float) -> str:
         """A new id; now and then that of a live request, or of an ended one, which may be used again."""
