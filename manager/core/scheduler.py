@@ -368,7 +368,8 @@ class Scheduler:
         """The requests that wait for a target, in order of arrival. O(n log n): for when its circuit opens, not for dispatch."""
         account = self._accounts.get(target.provider)
         ages = () if account is None else account.ages.get(target, ())
-        return [self._waiting[entry[1]] for entry in sorted(ages) if self._is_waiting(entry, target)]
+        once = sorted(set(ages))  # one that came back may have left an entry behind, which means it again
+        return [self._waiting[entry[1]] for entry in once if self._is_waiting(entry, target)]
 
     def waiting(self) -> list[Request]:
         """All waiting requests in order of arrival. O(n log n): for draining, not for dispatch."""
