@@ -445,8 +445,6 @@ class Ledger:
             scopes = self.scopes(target, client)
         if not scopes:
             return
-        if len(self.clients) > self._most_clients:
-            self._forget_idle(now)
         lag = self.accounts[target.provider].rules.counting.cancel_lag
         hold = self.holds[request_id] = Hold(number, scopes, target, cost, now, lag)
         for scope in scopes:
@@ -460,6 +458,8 @@ class Ledger:
                         measure.window.stamp(entry, now)
                     else:
                         hold.entries.append((measure, entry))
+        if len(self.clients) > self._most_clients:
+            self._forget_idle(now)  # not before: this client's scope may have been idle until now
 
     def take_slot(self, request_id: str, number: int, provider: str, client: str, now: float) -> None:
         """Take a slot of an account, if there is such an account, for work that is no call of ours; it counts as a request."""
