@@ -381,6 +381,17 @@ class StopForgotten(Ledger):
         return False
 
 
+class StopShortened(Ledger):
+    """What is only over when a person has mended it ends by itself, because a later refusal named a time."""
+
+    def stop(self, request_id: str, provider: str, fault: Fault, seconds: float | None, now: Now) -> bool:
+        news = super().stop(request_id, provider, fault, seconds, now)
+        scope = self.accounts[provider].scope
+        if seconds is not None and scope.stop is not None:
+            scope.stop = scope.stop._replace(until=now.monotonic + seconds)
+        return news
+
+
 class AgeingForgotten(Scheduler):
     def _oldest(self, account: _Account, targets: list[Target], now: float) -> Request | None:
         return None
@@ -491,6 +502,7 @@ _plant("cut", "paused", ledger=CutNotApplied)
 _plant("paused", "learned", ledger=PausesAccountOnly)
 _plant("learned", ledger=PausesTooLong)
 _plant("stopped", ledger=StopForgotten)
+_plant("stopped", ledger=StopShortened)
 _plant("starved", scheduler=AgeingForgotten)
 _plant("class_order", scheduler=ClassesReversed)
 _plant("unfair", scheduler=WeightsIgnored)

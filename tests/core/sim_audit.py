@@ -59,6 +59,10 @@ def _holdings(core: Core, witness: Witness) -> None:
 def _limits(core: Core, witness: Witness, now: float) -> None:
     ledger, books = core.ledger, witness.limits
     _agree("reservations", "calls", ledger.holds.keys(), books.holdings.keys())
+    for name in ledger.accounts:
+        stop = ledger.stopped(name, now)
+        until = books.stopped[name] if books.is_stopped(name, now) else None
+        _agree("stopped", f"account {name} until", None if stop is None else stop.until, until)
     scopes = {(str(scope.kind), scope.name): scope for scope in _scopes(core)}
     for bound in books.all():
         scope = scopes.get((bound.kind, bound.name))

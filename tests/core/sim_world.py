@@ -70,7 +70,7 @@ def make_world(chance: random.Random) -> World:
         truth=rules if honest else _less(chance, rules),
         honest=honest,
         provider_lag=lag * chance.random() if honest else lag + 2 * chance.random(),
-        trouble=0.4 * chance.random() ** 2 if chance.random() < 0.3 else 0.0,
+        trouble=0.5 * chance.random() if chance.random() < 0.3 else 0.0,
         attempts=3 if chance.random() < 0.3 else 1,
         ageing=1.0 + 29.0 * chance.random() ** 2,
     )
