@@ -9,6 +9,7 @@ from callpool.manager.core.deadlines import Deadlines
 from callpool.manager.core.dispatching import Dispatching
 from callpool.manager.core.draining import Draining
 from callpool.manager.core.events import AccountClosed, CancelAsked, ToClient, WorkerUp
+from callpool.manager.core.learning import Concurrency
 from callpool.manager.core.ledger import Ledger, Scope
 from callpool.manager.core.machine import Core
 from callpool.manager.core.messages import Accepted, Done
@@ -357,6 +358,26 @@ class CutNotApplied(Ledger):
         """Nothing is learned."""
 
 
+class _Resigned(Concurrency):
+    __slots__ = ()
+
+    def probe(self, now: float) -> bool:
+        return False
+
+    def next_probe(self) -> float | None:
+        return None
+
+
+class NeverProbes(Ledger):
+    """What a refusal has cut stays cut: nobody tries whether more is allowed by now."""
+
+    def __init__(self, rules: LedgerRules) -> None:
+        super().__init__(rules)
+        for scope in self._all_scopes():
+            if scope.concurrency is not None:
+                scope.concurrency = _Resigned(scope.concurrency.configured)
+
+
 class PausesAccountOnly(Ledger):
     """A refusal for a minute pauses the account that met it, and not the organisation whose minute it is."""
 
@@ -499,6 +520,7 @@ _plant("reservations", "window", ledger=ShortMinute)
 _plant("reservations", ledger=BudgetNotReserved)
 _plant("reservations", "account_limit", ledger=LagForgotten)
 _plant("cut", "paused", ledger=CutNotApplied)
+_plant("missed_wakeup", ledger=NeverProbes)
 _plant("paused", "learned", ledger=PausesAccountOnly)
 _plant("learned", ledger=PausesTooLong)
 _plant("stopped", ledger=StopForgotten)

@@ -27,6 +27,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0 * 1.1
 """Seconds: bounds of what a refusal by a minute's limit, or one with nobody else out, holds an account back."""
 KEPT: Final = 1.0
 """Seconds for which what counts no more is remembered: who looks by a tick may be late."""
+LONGEST_PROBE: Final = 64.5
+"""Seconds after which one call more than a learned limit is tried, where somebody waits."""
 SETTLING: Final = 1.0
 """Seconds after a refusal by calls at once for which no more may be out than were then."""
 NAMES: Final = {
@@ -109,6 +111,8 @@ class Bound:
         self.most_while_settling = 0
         self.effective = limits.concurrency
         """Calls at once as the core has learned it, where this witness saw reason to: else what was configured."""
+        self.changed_at = -math.inf
+        """When that was, or when a call was refused by it last."""
         self.holds_back_until = 0.0
         """The end of the core's pause, where this witness saw reason for one."""
 
@@ -127,8 +131,10 @@ class Bound:
 
     def opens(self, now: float) -> bool:
         """Whether a call of any size may go, as far as this is known here and as refusals have taught."""
-        if self.effective is not None and self.busy(now) >= self.effective:
-            return False
+        if self.effective is not None:
+            is_due = self.was_cut and now > self.changed_at + LONGEST_PROBE  # for a try of one more
+            if self.busy(now) >= min(self.effective + is_due, self.concurrency or 0):
+                return False
         return now >= self.holds_back_until and self.has_request(now)
 
     def overdrawn(self, cost: tuple[int, int], now: float) -> bool:
@@ -322,7 +328,7 @@ class LimitBooks:
         if limit == "concurrency":
             if bound.concurrency is None:
                 return
-            bound.was_cut = True
+            bound.was_cut, bound.changed_at = True, now
             if found.dispatched_at > bound.refused_at:  # not of the last burst
                 bound.settles_until, bound.most_while_settling = now + SETTLING, max(1, others)
             bound.refused_at = now

@@ -151,6 +151,8 @@ class Witness(Books):
             raise Violation(
                 "learned", f"{bound.kind} {bound.name} is paused until {until}, not after {bound.pause_over}"
             )
+        if limit != bound.effective:
+            bound.changed_at = now
         bound.effective, bound.holds_back_until = limit, until
 
     def _resumed(self, event: AccountResumed, effects: list[Effect], now: float) -> list[Effect]:
