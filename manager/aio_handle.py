@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from callpool.manager.errors import ConnectionLost, ResultTimeout, from_fault
-from callpool.manager.handle import Chunk, Progress, check_wait, no_end
+from callpool.manager.handle import Chunk, Progress, check_wait, forecast_of, no_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,6 +28,10 @@ class AsyncHandle(Progress):
     async def state(self) -> str:
         """Its state now: asked of the supervisor while it is under way, so it is awaited."""
         return await self._client.state_of(self.request_id) if self._done is None else self._done.state
+
+    async def forecast(self) -> dict[str, Any]:
+        """Ask how long it still waits, as `Handle.forecast` tells it."""
+        return forecast_of(await self._client.show(self.request_id))
 
     def cancel(self) -> bool:
         """Ask to end it: the provider's socket is closed if its call runs. False if it had ended already.

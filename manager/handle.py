@@ -75,7 +75,7 @@ class Progress:
 
     @property
     def position(self) -> int | None:
-        """Place in its account's queue when it was accepted (0: next), or None if it was not asked for."""
+        """Place in its account's queue when it was accepted (0: next), or None if it was not asked for; `forecast` asks now."""
         return self._position
 
     @property
@@ -181,6 +181,13 @@ class Handle(Progress):
         done = self._done
         return self._client.state_of(self.request_id) if done is None else done.state
 
+    def forecast(self) -> dict[str, Any]:
+        """Ask how long it still waits: `{state, position, predicted_wait}`, the last two None once it waits no more.
+
+        `position` is about how many go before it, `predicted_wait` in seconds, by what calls on its account took lately.
+        """
+        return forecast_of(self._client.show(self.request_id))
+
     def cancel(self) -> bool:
         """Ask to end it: the provider's socket is closed if its call runs. False if it had ended already.
 
@@ -268,6 +275,11 @@ class Handle(Progress):
                     self._waiters.remove(sleeper)
         if not in_time:
             raise ResultTimeout(f"{self.request_id} has not ended after {seconds:g} s; it goes on", seconds=seconds)
+
+
+def forecast_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of a wait."""
+    return {name: record[name] for name in ("state", "position", "predicted_wait")}
 
 
 def no_end(request_id: str, seconds: float) -> ConnectionLost:

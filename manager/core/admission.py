@@ -33,6 +33,7 @@ class Admission:
         """A new round, at this time."""
         self._now = now
         self.look_at = NEVER
+        self._ledger.forget_idle(now.monotonic)
 
     @property
     def _at(self) -> Now:
@@ -94,21 +95,17 @@ class Admission:
         other = scope.waits_for
         if other is None or other is request:
             return True
-        if not self._could_go(other, scope):
+        waits = other.request_id in self._scheduler and not self._scheduler.is_held(other.name)
+        if (
+            not waits
+            or scope not in self._ledger.scopes(other.target, other.name)
+            or self.is_shut(other.target)
+            or not self.is_open(other.provider)
+        ):
             scope.waits_for = None  # it was cancelled, went elsewhere, or could not go all the same
             return True
-        # Who goes before it on its own account is decided there: to stop these would stop itself.
+        # On its own account it is not overtaken for ever: whoever is due before it there must go, or both would wait.
         return request.rank < other.rank or request.provider == other.provider
-
-    def _could_go(self, other: Request, scope: Scope) -> bool:
-        """Whether tokens of this scope are all that somebody waits for."""
-        scheduler = self._scheduler
-        if other.request_id not in scheduler or scheduler.is_held(other.name):
-            return False
-        if self.is_shut(other.target) or not self.is_open(other.provider):
-            return False
-        now = self._at.monotonic
-        return all(each is scope or each.fits_at(other.cost, now) <= now for each in other.scopes)
 
     def _opens(self, scope: Scope) -> bool:
         at = scope.opens_at(self._at)

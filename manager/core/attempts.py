@@ -112,10 +112,10 @@ class Attempts:
         waits = self._core.teaching.hears(request, fault, now, effects)
         if route is None or route.deadline is None or request.ending is not None:
             return False
-        delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
-        if waits and not delivered and (route.attempts is None or route.tries_here < route.attempts):
+        if waits and (route.attempts is None or route.tries_here < route.attempts):
             self._told_to_wait(request, fault, now, effects)
             return True
+        delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
         if delivered and route.parts:
             return False  # a stream that begins again would have to begin with parts that no call brings any more
         plan = self.retries.plan(
@@ -132,7 +132,7 @@ class Attempts:
         self._record(request, now, fault.code, fault.message, plan.wait)
         if delivered:
             effects.append(ToClient(request.client, Chunk(request.request_id, RESTART)))
-        self._wait_again(request, plan, now)
+        self._wait_again(request, plan, now, effects)
         return True
 
     def take_part(self, request: Request, report: Continues, now: Now, effects: list[Effect]) -> None:
@@ -152,7 +152,7 @@ class Attempts:
         route.tries_here = 0
         route.fallbacks.clear()  # nobody else can go on with what this one has begun
         self._requeue(request, Phase.CONTINUED, now)
-        self.wait(request, now)
+        self._wait_or_end(request, now, effects)
 
     def _told_to_wait(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
         """A limit refused its call: it waits again at its place, and what waiting takes is not of its timeout."""
@@ -168,7 +168,8 @@ class Attempts:
         self._requeue(request, Phase.RETRY, now)
         if len(request.phases) > MAX_PHASES:
             del request.phases[MAX_PHASES // 4 : MAX_PHASES // 2]
-        self._wait_anew(request, now, effects)
+        self.redirect(request, now)
+        self._wait_or_end(request, now, effects)
 
     def end_wait(self, request: Request, now: Now, effects: list[Effect]) -> None:
         """It has waited in the queue for as long as it may."""
@@ -181,6 +182,7 @@ class Attempts:
         """Why this account, and every fallback, cannot take this request for longer than anybody waits in the queue; else None."""
         if not self._core.ledger.may_bar:
             return None
+        self._core.ledger.forget_idle(now.monotonic)
         target = Target(submit.provider, submit.model)
         if (fault := self._bar(target, submit.tokens, submit.operation, name, now)) is None:
             return None
@@ -223,15 +225,8 @@ class Attempts:
             if request.route.tries_here == 0 and not any(each.called for each in request.route.tried):
                 request.route.deadline = None
         self._requeue(request, Phase.RETRY, now)
-        self._wait_anew(request, now, effects)
-
-    def _wait_anew(self, request: Request, now: Now, effects: list[Effect]) -> None:
-        """Let it wait, without a deadline it may be: not for an account that was stopped while its call was out."""
         self.redirect(request, now)
-        self.wait(request, now)
-        stop = self._core.ledger.stopped(request.provider, now.monotonic)
-        if stop is not None:
-            self._core.end(request, refusals.account_stopped(request.provider, stop, now.monotonic), now, effects)
+        self._wait_or_end(request, now, effects)
 
     def leave(self, request: Request) -> None:
         """Its call is over, whatever it came to: a circuit that it probed may be probed again."""
@@ -246,6 +241,8 @@ class Attempts:
             other = self._other_target(request, now) if self.circuits.any_open else None
             if other is not None:
                 self._move(request, other, now)
+                continue
+            if self._ends_with_account(request, now, effects):
                 continue
             scheduler.wake(request_id)
             if request.route is not None:
@@ -267,6 +264,19 @@ class Attempts:
             if request.queue_timeout is not None and route.deadline is None:
                 self._core.waits.set(request.request_id, request.since + request.queue_timeout)
         self._core.scheduler.push(request)
+
+    def _wait_or_end(self, request: Request, now: Now, effects: list[Effect]) -> None:
+        """Let a request wait for its next call, unless its account was stopped while it was out."""
+        if not self._ends_with_account(request, now, effects):
+            self.wait(request, now)
+
+    def _ends_with_account(self, request: Request, now: Now, effects: list[Effect]) -> bool:
+        """End a request whose account is stopped: what waited there has ended already; whether it is so."""
+        stop = self._core.ledger.stopped(request.provider, now.monotonic)
+        if stop is None:
+            return False
+        self._core.end(request, refusals.account_stopped(request.provider, stop, now.monotonic), now, effects)
+        return True
 
     def redirect(self, request: Request, now: Now) -> None:
         """Aim a request that is not in the queue yet, and whose target is shut, at the next one that is not, if there is one."""
@@ -390,7 +400,7 @@ class Attempts:
                 )
             )
 
-    def _wait_again(self, request: Request, plan: Plan, now: Now) -> None:
+    def _wait_again(self, request: Request, plan: Plan, now: Now, effects: list[Effect]) -> None:
         self._requeue(request, Phase.RETRY, now)
         if plan.target is not None:
             self._aim(request, plan.target)
@@ -399,7 +409,7 @@ class Attempts:
             self._core.scheduler.rest(request)
             self.rests.set(request.request_id, now.monotonic + plan.wait)
         else:
-            self.wait(request, now)
+            self._wait_or_end(request, now, effects)
 
     def _requeue(self, request: Request, phase: Phase, now: Now) -> None:
         """It holds nothing any more, and waits; the caller puts it into the queue."""

@@ -45,9 +45,8 @@ class Dispatching:
         core, scheduler, admission = self._core, self._core.scheduler, self.admission
         if not len(scheduler):
             return
-        if scheduler.any_held:
-            scheduler.release(now.monotonic)
         admission.begin(now)
+        scheduler.release(now.monotonic)  # also where nothing can go: what is due must not stay due
         while core.by_worker and core.sessions.has_room and len(scheduler) and admission.any_open():
             request = scheduler.next(admission, now.monotonic)
             if request is None:

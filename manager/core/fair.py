@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SPARE = 64
 """Entries that have lost their meaning, or flows without requests, that are kept beside as many as have one."""
+MOST_DEBTS = 1_000
+"""Flows without requests whose turns before are remembered: clients that come once and never again are no reason to grow."""
 
 
 class Flow:
@@ -56,6 +58,8 @@ class FairQueue:
         self._flows: dict[str, Flow] = {}
         self._heaps: dict[Target, list[tuple[float, int, str]]] = {}
         """By target: (tag, a sequence, name), of flows with requests for it that take part; of equal tags who came first goes first."""
+        self._held: set[str] = set()
+        """Names of flows that take no part."""
         self._clock = 0.0
         self._most_flows = SPARE
         """With more of them it is looked which can be forgotten."""
@@ -127,6 +131,11 @@ class FairQueue:
         entry = None if flow is None else self._head(flow, target)
         return None if entry is None else entry[1]
 
+    def oldest(self, targets: list[Target]) -> tuple[int, str] | None:
+        """The first of all entries of these targets that take part. O(flows × targets)."""
+        heads = (self._head(flow, target) for flow in self.flows() if not flow.held for target in targets)
+        return min(filter(None, heads), default=None)
+
     def charge(self, name: str) -> None:
         """A request of this client goes."""
         flow = self._flows[name]
@@ -138,6 +147,7 @@ class FairQueue:
         flow = self._flows.get(name)
         if flow is not None:
             flow.held = True
+            self._held.add(name)
 
     def let_go(self, name: str) -> None:
         """Let it take part again."""
@@ -145,6 +155,7 @@ class FairQueue:
         if flow is None or not flow.held:
             return
         flow.held = False
+        self._held.discard(name)
         flow.tag = max(flow.tag, self._clock)
         for target, queue in flow.queues.items():
             if queue:
@@ -152,7 +163,8 @@ class FairQueue:
 
     def forget(self, target: Target) -> None:
         """Nobody waits for this target any more."""
-        for _, _, name in self._heaps.pop(target, ()):
+        entered = {name for _, _, name in self._heaps.pop(target, ())}
+        for name in entered | self._held:
             flow = self._flows.get(name)
             if flow is not None:
                 flow.entered.discard(target)
@@ -184,7 +196,10 @@ class FairQueue:
 
     def _forget_empty(self) -> None:
         """Names are many: those without requests whose debt is paid are forgotten."""
-        self._flows = {
-            name: flow for name, flow in self._flows.items() if flow.count or flow.held or flow.tag > self._clock
-        }
+        empty = [flow for flow in self._flows.values() if not flow.count and not flow.held]
+        debts = [flow for flow in empty if flow.tag > self._clock][-MOST_DEBTS:]
+        for flow in empty:
+            del self._flows[flow.name]
+        for flow in debts:
+            self._flows[flow.name] = flow
         self._most_flows = 2 * len(self._flows) + SPARE

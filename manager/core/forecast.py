@@ -59,14 +59,15 @@ class Forecast:
 
         `most` calls at once may be out over all accounts, `room` more than now.
         """
-        scope = account.scope
-        if scope.closed is not None:
+        if account.scope.closed is not None:
             return None
-        paused, free = max(0.0, scope.pause.until - now), room
-        if scope.concurrency is not None and not scope.is_full(now):
-            free = min(free, scope.concurrency.limit - scope.active - len(scope.lagging))
-        elif scope.concurrency is not None:
-            free = 0
+        paused, free = 0.0, room
+        for scope in filter(None, (account.scope, account.organization)):
+            paused = max(paused, scope.pause.until - now)
+            if scope.concurrency is not None:
+                free = (
+                    0 if scope.is_full(now) else min(free, scope.concurrency.limit - scope.active - len(scope.lagging))
+                )
         if position < free:
             return paused
         rate = self.rate(account, most)

@@ -102,6 +102,7 @@ class Concurrency:
         if not self.is_cut or now < self._next_probe:
             return False
         self.limit += 1
+        self._burst_size += 1  # a late refusal of the last burst takes one away, not what was raised since
         if self._probes:  # the one before was served: the limit has risen
             self._interval = max(FIRST_PROBE, self._interval / 2)
         self._probes = True
@@ -143,7 +144,7 @@ class Pause:
         did, unless it names a longer time.
         """
         wait = USUAL_PAUSE * 2 ** min(self._failures, 10) if named is None else named
-        wait = min(max(wait, SHORTEST_PAUSE), LONGEST_PAUSE)
+        wait = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, wait))  # in this order: what is no number is the shortest
         wait += draw() * JITTER * wait
         if dispatched < self._began:
             if named is not None and self.lasts(now):

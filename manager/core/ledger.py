@@ -14,8 +14,8 @@ is a model's.
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from callpool.manager.core.learning import Concurrency, History, Pause
@@ -34,8 +34,8 @@ MICRO: Final = 1_000_000
 """Money is counted in millionths, tokens times price per million: whole numbers that come back exactly."""
 MAX_MODELS: Final = 1_000
 """Models of an account that are limited one by one; any name may be one where an account allows all."""
-SPARE_CLIENTS: Final = 64
-"""Clients that may be remembered beside as many as used something lately."""
+SPARE: Final = 64
+"""Clients without anything that counts that are kept beside as many as have something."""
 
 Outcome = Literal["unused", "used", "failed", "doubt"]
 """What came of a call: never reached the provider or was refused by a limit; answered; refused otherwise; nobody knows."""
@@ -51,6 +51,8 @@ class Cost(NamedTuple):
     tokens: int
     micros: int
     """Money, in millionths."""
+    estimate: int = 0
+    """Tokens of the prompt as they came with the call: what was known when it went out is not in it."""
 
 
 NO_COST: Final = Cost(Usage(), 0, 0)
@@ -105,8 +107,8 @@ class Scope:
         self.concurrency = None if limits.concurrency is None else Concurrency(limits.concurrency)
         self.holders: dict[str, int] = {}
         """Ids of the requests that hold a slot, with the numbers of their calls: owners, never a bare count."""
-        self.lagging: deque[float] = deque()
-        """Monotonic seconds until which slots of calls count that we have ended: the provider may not know yet."""
+        self.lagging: list[float] = []
+        """A heap: monotonic seconds until which slots of calls count that we have ended: the provider may not know yet."""
         own = kind in ("client", "supervisor")
         arrival: Moment = "dispatch" if own else "answer"
         self.minutes: list[_Measure] = []
@@ -151,7 +153,7 @@ class Scope:
             return False
         lagging = self.lagging
         while lagging and lagging[0] <= now:
-            lagging.popleft()
+            heapq.heappop(lagging)
         return len(self.holders) + len(lagging) >= self.concurrency.limit
 
     def opens_at(self, now: Now) -> float:
@@ -165,8 +167,11 @@ class Scope:
             return self.pause.until
         learned = self.concurrency
         if learned is not None and self.is_full(time):
+            lag_ends = self.lagging[0] if self.lagging else NEVER
+            if len(self.holders) + len(self.lagging) > learned.limit:
+                return lag_ends  # it was cut below what is out: one more would be more than one too many
             if not learned.probe(time):
-                return min(self.lagging[0] if self.lagging else NEVER, learned.next_probe() or NEVER)
+                return min(lag_ends, learned.next_probe() or NEVER)
             self.history.add("raised", "all in use and nothing refused", now, limit=learned.limit)
         for measure in self.minutes:
             if measure.what == "requests" and not measure.window.has_room(1, time):
@@ -331,7 +336,7 @@ class Ledger:
         }
         self.clients: dict[str, Scope] = {}
         """Those with limits of their own that used something lately."""
-        self._most_clients = SPARE_CLIENTS
+        self._most_clients = SPARE
         self.supervisor: Scope | None = None
         if rules.requests_per_minute is not None:
             limits = Limits(requests_per_minute=rules.requests_per_minute)
@@ -341,6 +346,8 @@ class Ledger:
         self.reckoning = Reckoning()
         self.holds: dict[str, Hold] = {}
         """request_id → what its call has reserved."""
+        self._most_clients = SPARE
+        """With more of them it is looked which can be forgotten."""
         self._others = rules.clients.get(OTHERS, ClientRules())
         self._limits_clients = any(_limits_something(each) for each in rules.clients.values())
         self._counts = any((each.tokens_per_day, each.money_per_day) != (None, None) for each in rules.clients.values())
@@ -395,7 +402,8 @@ class Ledger:
         if account is None or not (account.counts or self._counts):
             return NO_COST
         better = self.reckoning.expect(target, usage, answers=answers)
-        return Cost(better, better.prompt + better.answer, _micros(account.rules.prices.get(target.model), better))
+        micros = _micros(account.rules.prices.get(target.model), better)
+        return Cost(better, better.prompt + better.answer, micros, usage.prompt)
 
     def scopes(self, target: Target, client: str) -> tuple[Scope, ...]:
         """All that limit a call there of this client, the account first."""
@@ -458,8 +466,6 @@ class Ledger:
                         measure.window.stamp(entry, now)
                     else:
                         hold.entries.append((measure, entry))
-        if len(self.clients) > self._most_clients:
-            self._forget_idle(now)  # not before: this client's scope may have been idle until now
 
     def take_slot(self, request_id: str, number: int, provider: str, client: str, now: float) -> None:
         """Take a slot of an account, if there is such an account, for work that is no call of ours; it counts as a request."""
@@ -476,6 +482,7 @@ class Ledger:
 
     def full_rate(self, client: str, now: Now) -> tuple[Scope, float] | None:
         """What keeps work that does not wait from beginning, the client's own rate or the supervisor's, and until when; or None."""
+        self.forget_idle(now.monotonic)
         for scope in (self.scope_of_client(client), self.supervisor):
             if scope is not None and scope.minutes and (at := scope.opens_at(now)) > now.monotonic:
                 return scope, at
@@ -510,13 +517,13 @@ class Ledger:
         for scope in hold.scopes:
             del scope.holders[request_id]
             if lag and hold.lag > 0.0 and scope.concurrency is not None:
-                scope.lagging.append(until)
+                heapq.heappush(scope.lagging, until)
             if outcome == "used" and hold.target is not None:
                 scope.pause.succeeded()
         if hold.entries:
             self._settle_entries(hold, outcome, usage, now)
         if outcome == "used" and usage is not None and hold.target is not None:
-            self.reckoning.learn(hold.target, hold.cost.usage, usage)
+            self.reckoning.learn(hold.target, hold.cost.estimate, usage)
 
     def _settle_entries(self, hold: Hold, outcome: Outcome, usage: Usage | None, now: float) -> None:
         target = hold.target
@@ -543,10 +550,16 @@ class Ledger:
 
     # Clients that come and go.
 
-    def _forget_idle(self, now: float) -> None:
-        """Forget what is known of clients that used nothing lately: names are many."""
-        self.clients = {name: scope for name, scope in self.clients.items() if not scope.is_idle(now)}
-        self._most_clients = 2 * len(self.clients) + SPARE_CLIENTS
+    def forget_idle(self, now: float) -> None:
+        """Where they have become many, forget the clients that used nothing lately: any name may be one.
+
+        Not between a look at what limits a request and its reservation: it would be made in what is forgotten.
+        """
+        if len(self.clients) < self._most_clients:
+            return
+        for name in [name for name, scope in self.clients.items() if scope.is_idle(now)]:
+            del self.clients[name]
+        self._most_clients = 2 * len(self.clients) + SPARE
 
     # For people, and for the audit.
 
@@ -609,11 +622,26 @@ class Ledger:
         account = self.accounts.get(target.provider)
         if account is None:
             return None
-        of_model = limit == "concurrency" and account.rules.counting.concurrency_of == "model"
-        found = account.scope_of(target.model) if of_model else account.organization
-        if found is None or (limit == "concurrency" and found.concurrency is None):
-            return account.scope  # whose calls at once are always limited: somebody must learn of it
-        return found
+        if limit != "concurrency":
+            return account.organization or account.scope
+        if account.rules.counting.concurrency_of == "model":
+            return self._learning_scope(account, target) or account.scope
+        organization = account.organization
+        return account.scope if organization is None or organization.concurrency is None else organization
+
+    def _learning_scope(self, account: Account, target: Target) -> Scope | None:
+        """What limits the calls at once to this model, made where nothing did until now; None where there are too many."""
+        scope = account.scope_of(target.model)
+        if scope is None and len(account.models) < MAX_MODELS:
+            scope = Scope("model", f"{account.name}/{target.model}", Limits(), charge=account.rules.counting.charge)
+            account.models[target.model] = scope
+            for request_id, hold in self.holds.items():
+                if hold.target == target:  # it is out already
+                    scope.holders[request_id] = hold.number
+                    hold.scopes += (scope,)
+        if scope is not None and scope.concurrency is None:
+            scope.concurrency = Concurrency(account.limit)
+        return scope
 
     def refuse_concurrency(
         self, request_id: str, target: Target, named: float | None, why: str, now: Now, draw: Callable[[], float]
@@ -653,8 +681,7 @@ class Ledger:
             return False
         was = self.stopped(provider, now.monotonic) is not None
         until = NEVER if seconds is None else now.monotonic + seconds
-        if scope.stop is None or until >= scope.stop.until:  # what comes back by itself does not mend what does not
-            scope.stop = Stop(fault, until)
+        scope.stop = Stop(fault, until)
         self.stops.add(provider)
         if not was:
             scope.history.add("stopped", fault.message, now, seconds=seconds or 0.0)

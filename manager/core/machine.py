@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
+
 from callpool.manager.core import refusals
 from callpool.manager.core.attempts import Attempts
 from callpool.manager.core.catalogue import MAX_MODEL_NAME, REQUEST_ID
@@ -226,7 +228,14 @@ class Core:
     def show(self, request_id: str, now: Now) -> Record | None:
         """The record of a live or remembered request."""
         request = self.requests.get(request_id)
-        return Record.of(request, now, request.ending) if request else self.lifecycle.record(request_id)
+        if request is None:
+            return self.lifecycle.record(request_id)
+        record = Record.of(request, now, request.ending)
+        if request.state is not State.QUEUED:
+            return record
+        position = self.dispatching.position(request)
+        wait = self.dispatching.predicted_wait(request, position, now)
+        return msgspec.structs.replace(record, position=position, predicted_wait=wait)
 
     # Submitting.
 
@@ -460,9 +469,8 @@ class Core:
             outcome = "used"
         else:
             self.attempts.leave(request)
-            if outcome is None:  # nobody has said what came of it; a worker that lives may have begun, or begin yet
-                may_have_begun = request.state is State.PROCESSING or request.worker in self.by_worker
-                outcome = "doubt" if may_have_begun else "unused"
+            if outcome is None:  # nobody has said what came of it
+                outcome = "doubt" if request.state is State.PROCESSING else "unused"
         usage = request.usage if request.outcome is not None else None
         self.ledger.settle(request.request_id, outcome, usage, now.monotonic, lag=outcome == "doubt")
         request.outcome = None
@@ -529,8 +537,8 @@ class Core:
         ) >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
             self.end(request, refusals.never_started(request, event.worker, event.reason, lost), now, effects)
         else:
-            why = f"worker {event.worker} {event.reason} before the call began"
-            self.attempts.never_began(request, now, why, effects)
+            reason = f"worker {event.worker} {event.reason} before the call began"
+            self.attempts.never_began(request, now, reason, effects)
 
     def _account_closed(self, event: AccountClosed, _now: Now, _effects: list[Effect]) -> None:
         self.ledger.accounts[event.account].scope.closed = event.reason

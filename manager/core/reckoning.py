@@ -50,15 +50,14 @@ class Reckoning:
             return usage
         return Usage(math.ceil(usage.prompt * factor), expected)
 
-    def learn(self, target: Target, expected: Usage, used: Usage) -> None:
-        """A call has taken so much. `expected` is what `expect` gave for it."""
+    def learn(self, target: Target, estimate: int, used: Usage) -> None:
+        """A call has taken so much. `estimate`: tokens of its prompt as they came with it, not as `expect` had made them better."""
         known = self._known.pop(target, None) or _Known()
         self._known[target] = known
         if len(self._known) > MAX_TARGETS:
             del self._known[next(iter(self._known))]
-        if expected.prompt >= ENOUGH and used.prompt:
-            factor = known.factor * used.prompt / expected.prompt
-            known.factor = min(MOST_FACTOR, max(LEAST_FACTOR, _towards(known.factor, factor)))
+        if estimate >= ENOUGH and used.prompt:
+            known.factor = min(MOST_FACTOR, max(LEAST_FACTOR, _towards(known.factor, used.prompt / estimate)))
         known.answer = used.answer if known.answer is None else _towards(known.answer, used.answer)
 
 

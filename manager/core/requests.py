@@ -205,6 +205,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     """As estimated, or told by the provider of the last call."""
     answer_tokens: int = 0
+    position: int | None = None
+    """While it waits: about how many go before it."""
+    predicted_wait: float | None = None
+    """While it waits: seconds that it probably still will; None where nothing is known."""
 
     @classmethod
     def of(cls, request: Request, now: Now, fault: Fault | None = None) -> Record:

@@ -21,7 +21,7 @@ import heapq
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from callpool.manager.core.deadlines import Deadlines
-from callpool.manager.core.fair import FairQueue
+from callpool.manager.core.fair import MOST_DEBTS, FairQueue
 from callpool.manager.core.limits import PRIORITIES
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Scheduler:
         heapq.heappush(account.ages.setdefault(target, []), entry)
         queue = account.classes[request.rank]
         queue.push(request.name, target, entry)
-        if self.any_held and request.name in self._held_names():
+        if self.any_held and self.is_held(request.name):
             queue.hold(request.name)
 
     def remove(self, request_id: str) -> Request | None:
@@ -223,6 +223,7 @@ class Scheduler:
 
     def next(self, gate: Gate, now: float) -> Request | None:
         """Take the request that goes next, or None where none may."""
+        self.release(now)
         best: tuple[tuple[int, float, int], Request] | None = None
         for name, account in self._busy.items():
             if not gate.is_open(name):
@@ -242,6 +243,9 @@ class Scheduler:
         if len(self._busy) > 1:
             self._clock = best[0][1]
             self._tags[request.name] = self._clock + 1.0 / self._weight_of(request.name)
+            if len(self._tags) > 2 * MOST_DEBTS:
+                debts = [(name, tag) for name, tag in self._tags.items() if tag > self._clock]
+                self._tags = dict(debts[-MOST_DEBTS:])
         return self._leave(request.request_id)
 
     def _candidate(self, account: _Account, gate: Gate, now: float) -> Request | None:
@@ -275,9 +279,12 @@ class Scheduler:
                 oldest = ages[0]
         if oldest is None:
             return None
+        if self.any_held and self.is_held(self._waiting[oldest[1]].name):
+            oldest = min(filter(None, (queue.oldest(targets) for queue in account.classes)), default=None)
+            if oldest is None:
+                return None
         request = self._waiting[oldest[1]]
-        is_held = self.any_held and request.name in self._held_names()
-        return request if now - request.since >= self.ageing and not is_held else None
+        return request if now - request.since >= self.ageing else None
 
     def _fairest(self, account: _Account, targets: list[Target]) -> Request | None:
         """Whoever is due in the highest class that has any."""
@@ -306,18 +313,15 @@ class Scheduler:
             for queue in account.classes:
                 queue.hold(name)
 
-    def is_held(self, name: str) -> bool:
-        """Whether a client's requests take no part now."""
-        return self.any_held and name in self._held_names()
-
     def release(self, now: float) -> None:
-        """Let those take part again who were held back until now: at each look, or `next_release` would lie in the past."""
-        for name in self._held.pop_due(now):
-            self._take_part(name)
+        """Let the clients take part again whose time has come."""
+        if self.any_held:
+            for name in self._held.pop_due(now):
+                self._take_part(name)
 
     def let_go(self, name: str) -> None:
         """Let a client's requests take part again."""
-        if name in self._held or name in self._endlessly:
+        if self.is_held(name):
             self._held.clear(name)
             self._take_part(name)
 
@@ -327,8 +331,9 @@ class Scheduler:
             for queue in account.classes:
                 queue.let_go(name)
 
-    def _held_names(self) -> _Names:
-        return _Names(self._held, self._endlessly)
+    def is_held(self, name: str) -> bool:
+        """Whether a client's requests take no part for now."""
+        return name in self._endlessly or name in self._held
 
     # Looking.
 
@@ -368,8 +373,8 @@ class Scheduler:
         """The requests that wait for a target, in order of arrival. O(n log n): for when its circuit opens, not for dispatch."""
         account = self._accounts.get(target.provider)
         ages = () if account is None else account.ages.get(target, ())
-        once = sorted(set(ages))  # one that came back may have left an entry behind, which means it again
-        return [self._waiting[entry[1]] for entry in once if self._is_waiting(entry, target)]
+        # One that came back may have more than one entry.
+        return [self._waiting[entry[1]] for entry in sorted(set(ages)) if self._is_waiting(entry, target)]
 
     def waiting(self) -> list[Request]:
         """All waiting requests in order of arrival. O(n log n): for draining, not for dispatch."""
@@ -378,16 +383,3 @@ class Scheduler:
     def _is_waiting(self, entry: tuple[int, str], target: Target) -> bool:
         request = self._taking_part.get(entry[1])
         return request is not None and request.sequence == entry[0] and request.target == target
-
-
-class _Names:
-    """Clients that are held back, for a time or until something ends."""
-
-    __slots__ = ("_endlessly", "_held")
-
-    def __init__(self, held: Deadlines, endlessly: set[str]) -> None:
-        self._held = held
-        self._endlessly = endlessly
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._endlessly or name in self._held

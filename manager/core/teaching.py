@@ -28,6 +28,9 @@ LONG_LIMITS: Final = frozenset({"rpd", "tpd", "window"})
 """Limits of a day or of a plan's hours: nobody waits for them in the queue."""
 UNKNOWN_WINDOW: Final = 600.0
 """Seconds after which an account is tried again whose refusal did not say when its allowance begins anew."""
+MOST_UNKNOWN: Final = 5
+"""How often a request waits for a limit that was not named. The pauses in between, without a word from the provider, come to more than
+a minute: it is no limit of a minute then, and waiting for ever would hide an account that is in arrears."""
 NO_PERMISSION: Final = 403
 """May be about one model alone, so it never stops an account."""
 
@@ -70,7 +73,8 @@ class Teaching:
         if details.get("retryable") is True:
             teach = ledger.refuse_concurrency if limit == "concurrency" else ledger.refuse_rate
             teach(request.request_id, request.target, seconds, fault.message, now, self._draw)
-            return True
+            refusals_so_far = 0 if request.route is None else request.route.refusals
+            return limit is not None or refusals_so_far < MOST_UNKNOWN
         if limit in LONG_LIMITS:
             self._stop(request, fault, UNKNOWN_WINDOW if seconds is None else seconds, now, effects)
         return False

@@ -64,6 +64,8 @@ class Window:
         self.used += change
         if entry.expires is None:
             self.under_way += change
+        elif self._grain:  # it was gathered with others
+            next(each for each in reversed(self._ended) if each.expires == entry.expires).amount += change
 
     def stamp(self, entry: Entry, now: float) -> None:
         """It has certainly arrived: it counts for so many seconds more. A second stamp changes nothing."""

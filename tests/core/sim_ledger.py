@@ -149,9 +149,11 @@ class Bound:
 class Holding:
     """What one call has reserved."""
 
-    def __init__(self, bounds: list[Bound], usage: Usage, target: Target) -> None:
+    def __init__(self, bounds: list[Bound], usage: Usage, target: Target, estimate: int) -> None:
         self.bounds = bounds
         self.usage = usage
+        self.estimate = estimate
+        """Tokens of its prompt, as somebody said."""
         self.target = target
         self.items: list[tuple[Tally, Item]] = []
 
@@ -251,7 +253,9 @@ class LimitBooks:
         """A call goes out."""
         target = found.target
         usage = self.expected(target, found.tokens)
-        holding = self.holdings[found.submit.request_id] = Holding(self.bounds(target, found.name), usage, target)
+        holding = self.holdings[found.submit.request_id] = Holding(
+            self.bounds(target, found.name), usage, target, found.tokens.prompt
+        )
         tokens, micros = usage.prompt + usage.answer, self.micros(target, usage)
         for bound in holding.bounds:
             bound.out.add(found.submit.request_id)
@@ -266,7 +270,7 @@ class LimitBooks:
     def expect(self, request_id: str, usage: Usage) -> None:
         """Its worker knows better."""
         holding = self.holdings[request_id]
-        holding.usage = self.expected(holding.target, usage)
+        holding.usage, holding.estimate = self.expected(holding.target, usage), usage.prompt
         micros = self.micros(holding.target, holding.usage)
         for tally, item in holding.items:
             if tally.what != "requests":
@@ -301,18 +305,32 @@ class LimitBooks:
                 item.amount = tally.amount(tokens if tally.day else charged, micros)
             tally.stamp(item, now)
         if outcome == "used" and usage is not None:
-            self.reckoning.learn(holding.target, holding.usage, usage)
+            self.reckoning.learn(holding.target, holding.estimate, usage)
 
     # What refusals teach.
 
     def teacher(self, target: Target, limit: str) -> Bound:
         """What a refusal speaks of."""
         account = target.provider
-        of_model = limit == "concurrency" and self.rules.accounts[account].counting.concurrency_of == "model"
-        found = self.model(target) if of_model else self.organization(account)
+        if limit == "concurrency" and self.rules.accounts[account].counting.concurrency_of == "model":
+            return self._learn_model(target)
+        found = self.organization(account)
         if found is None or (limit == "concurrency" and found.concurrency is None):
             return self.accounts[account]
         return found
+
+    def _learn_model(self, target: Target) -> Bound:
+        """The provider's limit is a model's: from now on it is known that this one has its own."""
+        bound = self.model(target)
+        if bound is None:
+            bound = self.models[target] = Bound("model", "/".join(target), Limits())
+            for request_id, holding in self.holdings.items():
+                if holding.target == target:
+                    bound.out.add(request_id)
+                    holding.bounds.append(bound)
+        if bound.concurrency is None:
+            bound.concurrency = bound.effective = self.accounts[target.provider].concurrency
+        return bound
 
     def model(self, target: Target) -> Bound | None:
         """What limits a model besides its account."""

@@ -109,7 +109,7 @@ def test_providers_alone_convict(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_seeds_when_little_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """With many names the core tidies up now and then; here it does at every step, and nothing that counts may go."""
-    monkeypatch.setattr(ledger, "SPARE_CLIENTS", -100)
+    monkeypatch.setattr(ledger, "SPARE", -100)
     monkeypatch.setattr(fair, "SPARE", 0)
     monkeypatch.setattr(scheduler, "SPARE", 0)
     monkeypatch.setattr(scheduler, "MANY_FLOWS", 1)

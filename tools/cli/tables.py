@@ -96,9 +96,13 @@ def show_record(record: dict[str, Any]) -> None:
     fields.add_row("client", _text(record["client"]))
     if record["kind"] == "call":
         fields.add_row("attempt", f"{record['attempt']}, worker {_or_dash(record['worker'])}")
+        fields.add_row("priority", _text(f"{record['priority']}, for {record['name']}"))
     fields.add_row("limits", _limits(record))
     fields.add_row("metadata", counted(record["metadata_bytes"], "byte"))
     fields.add_row("duration", f"{record['duration']:.3f} s")
+    if record.get("position") is not None:
+        wait = record["predicted_wait"]
+        fields.add_row("waits", f"behind {record['position']}" + ("" if wait is None else f", for about {wait:.0f} s"))
     if record["phases"]:
         began = time.localtime(record["phases"][0]["at"])
         fields.add_row("received", time.strftime("%Y-%m-%d %H:%M:%S", began))
@@ -220,17 +224,33 @@ def _accounts(rows: Iterable[dict[str, Any]]) -> Table:
     table = columns("name", "active", "", "queued", "connections", note="note")
     for row in rows:
         connections = row.get("connections")
-        gauge = bar(row["active"], row["limit"], unicode=_is_unicode(sys.stdout))
-        full = row["active"] >= row["limit"]
+        limit = row.get("effective_limit") or row["limit"]
+        gauge = bar(row["active"], limit, unicode=_is_unicode(sys.stdout))
+        full = row["active"] >= limit
         table.add_row(
             _text(row["name"]),
-            f"{row['active']}/{row['limit']}",
+            f"{row['active']}/{limit}",
             Text(gauge, style="yellow" if full else "green"),
             str(row["queued"]),
             _or_dash(connections and connections["open"]),
-            Text(terminal.one_line(f"closed: {row['closed']}" if row["closed"] else ""), style="yellow"),
+            Text(terminal.one_line(_why_less(row)), style="yellow"),
         )
     return table
+
+
+def _why_less(account: dict[str, Any]) -> str:
+    """What keeps an account from all that was configured, if anything does; `callpool account list` tells the whole of it."""
+    if account["closed"]:
+        return f"closed: {account['closed']}"
+    if account.get("stopped"):
+        return f"stopped: {account['stopped']}"
+    organization = account.get("organization") or {}
+    paused = max(account.get("paused_seconds", 0.0), organization.get("paused_seconds", 0.0))
+    if paused:
+        return f"paused for {paused:.0f} s"
+    limited = [account, *account.get("models", ()), *([organization] if organization else [])]
+    cut = [each for each in limited if (each.get("effective_limit") or 0) < (each.get("limit") or 0)]
+    return "; ".join(f"{each['name']}: {each['effective_limit']} of {each['limit']} calls, learned" for each in cut)
 
 
 def _circuits(rows: list[tuple[str, dict[str, Any]]]) -> Table:
