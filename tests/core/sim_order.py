@@ -162,7 +162,8 @@ class Order:
         key = account, rank
         mine = 1.0 / self._limits.weight(name)
         waiting = self._books.waiting[account]
-        if self._is_due(found, now) and min(each.number for each in waiting) == found.number:
+        older = [each for each in waiting if each.number < found.number and not self._is_held(each, now)]
+        if self._is_due(found, now) and not older:
             self._slack[key] = self._slack.get(key, 0.0) + mine
         others = {each.name for each in waiting if each.rank == rank and each.name != name}
         for other in others:
