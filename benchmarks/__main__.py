@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 import cancels
+import decisions
 import machine
 import memory
 import noop_rate
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Sizes], list[Result]]] = {
     "memory": memory.run,
     "ready": readiness.run,
     "sessions": sessions.run,
+    "decisions": decisions.run,
 }
 
 

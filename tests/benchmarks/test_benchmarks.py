@@ -67,6 +67,7 @@ CONTENDERS = {
         },
         "memory of a session": {"resident", "by its own count"},
     },
+    "decisions": {f"scheduling decision, {clients} clients": {"100 queued"} for clients in ("1", "10", "1,000")},
 }
 COUNTS = {
     "no-ops one by one": {"requests of callpool": 3 * 40},  # by one thread, by 8 threads, by 4 processes
@@ -81,6 +82,7 @@ COUNTS = {
     "memory, queued": {"requests queued": 50},
     "session lifecycle": {"lifecycles of callpool": 10 + 10 + 40},  # two verbs, four verbs, 4 processes
     "memory of a session": {"sessions held": 50},
+    **{f"scheduling decision, {clients} clients": {"decisions": 80} for clients in ("1", "10", "1,000")},
 }
 
 
@@ -126,7 +128,7 @@ def test_all_benchmarks_run_and_count_right(tmp_path: Path) -> None:
         assert all(len(figures) == 1 for figures in result["figures"].values()), result["name"]
         assert result["name"] in ended.stdout
     assert {result["name"]: result["counts"] for result in results if result["counts"]} == COUNTS
-    assert sum(len(result["targets"]) for result in results) == 7
+    assert sum(len(result["targets"]) for result in results) == 10
 
 
 def test_an_unknown_benchmark_is_refused_by_name() -> None:

@@ -158,6 +158,34 @@ def test_let_go_of_who_is_not_held_is_nothing() -> None:
     assert [played.serve(), played.serve()] == ["a", None]
 
 
+def test_the_clock_never_goes_back() -> None:
+    """Or whoever comes would be given credit for the time before."""
+    played = Played()
+    for name in "aab":
+        played.push(name)
+    for _ in range(3):
+        played.queue.charge("b")  # as whoever has waited longest is
+    played.queue.charge("a")
+    played.push("new")
+    flow = played.queue.flow("new")
+    assert flow is not None
+    assert flow.tag == 2.0
+
+
+def test_nothing_is_kept_when_all_have_gone() -> None:
+    played = Played()
+    for name in "abc":
+        played.push(name)
+    while played.serve() is not None:
+        pass
+    assert (played.queue._flows, played.queue._heaps) == ({}, {})
+    held = played.push("held")
+    played.queue.hold("held")
+    assert played.queue.best(M) is None
+    assert played.queue._heaps == {}
+    played.leave(held)
+
+
 def test_names_that_come_and_go_leave_nothing_behind() -> None:
     played = Played()
     played.push("always", N)
@@ -211,6 +239,7 @@ steps = st.lists(
         st.sampled_from([M, N]),
         st.integers(0, 30),
     ),
+    min_size=20,
     max_size=80,
 )
 

@@ -251,6 +251,11 @@ class TestPause:
         pause.succeeded()
         assert pause.begin(None, now, now, lambda: 0.0) == USUAL_PAUSE
 
+    def test_it_has_a_bound_however_long_nothing_is_served(self) -> None:
+        pause = Pause()
+        waits = [pause.begin(None, now, now, lambda: 0.0) for now in map(float, range(0, 200_000, 100))]
+        assert waits[-1] == LONGEST_PAUSE
+
     def test_the_refusals_of_one_burst_make_one_pause(self) -> None:
         pause = Pause()
         assert pause.begin(None, 99.0, 100.0, lambda: 0.0) == USUAL_PAUSE

@@ -123,6 +123,7 @@ class TestConcurrency:
         assert due - b.time == pytest.approx(1.0)
         assert orders(wake(b)) != []
         assert scope(b).concurrency.limit == 10
+        assert [(each["what"], each["limit"]) for each in scope(b).history.as_plain()] == [("cut", 9), ("raised", 10)]
 
     def test_refused_alone_the_account_pauses(self) -> None:
         """Somebody else uses the key: less than one call at once cannot be tried."""
@@ -160,6 +161,15 @@ class TestConcurrency:
         refuse(b, "r3", FULL)
         assert scope(b).concurrency.limit == 2
         assert active(b) == ["r1", "r2"]
+
+    def test_an_organisation_with_a_limit_of_calls_has_the_lesson(self) -> None:
+        rules = LedgerRules(accounts={"a": account(organization="o")}, organizations={"o": Limits(concurrency=9)})
+        b = with_rules(rules)
+        submit(b, "r1", "r2", "r3")
+        refuse(b, "r3", FULL)
+        learned = b.core.ledger.organizations["o"].concurrency
+        assert learned is not None
+        assert (learned.limit, scope(b).concurrency.limit) == (2, 10)
 
     def test_a_call_that_was_cancelled_holds_its_slot_for_the_lag(self) -> None:
         b = with_rules(one(concurrency=1, cancel_lag=2.0))
@@ -300,7 +310,7 @@ class TestStops:
         submit(b, "r1", "r2")
         refuse(b, "r1", NO_MONEY)
         b.start("r2")
-        b.do(Reported(1, Continues("r2", b.holder("r2")[1], b"{}", "text", "length")))
+        b.do(Reported(1, Continues("r2", b.holder("r2")[1], b"{}")))
         assert end_of(b, "r2").code == "account_stopped"
 
     def test_what_went_out_before_an_operator_resumed_it_says_nothing_new(self) -> None:

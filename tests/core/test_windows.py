@@ -40,6 +40,7 @@ steps = st.lists(
         st.integers(0, 12),
         st.integers(0, 9),
     ),
+    min_size=20,
     max_size=60,
 )
 

@@ -38,6 +38,8 @@ chunks = 100
 chunk_delay = 0.5
 [providers.fake.models.limited]
 error = "rate_limited"
+[providers.fake.models.rejected]
+error = "rejected"
 [providers.fake.models.evil]
 reply = "a\\u001b[31mb\\u009bc\\u202ed\\r\\ne\\tf"
 [providers.fake.models.silent]

@@ -101,7 +101,7 @@ def test_a_models_text_cannot_command_the_terminal(asking: Run) -> None:
         (("--provider", "fak", "--model", "echo", "x"), 2, "unknown_provider", "provider"),
         (("--provider", "fake", "--model", "ecko", "x"), 2, "unknown_model", "model"),
         ((*ECHO, "--metadata", json.dumps({"a": "b" * 11_000}), "x"), 1, "metadata_too_large", "metadata"),
-        (("--provider", "fake", "--model", "limited", "x"), 1, "rate_limited", None),
+        (("--provider", "fake", "--model", "limited", "--max-attempts", "1", "x"), 1, "rate_limited", None),
         ((*SLOW, "--timeout", "0.05", "x"), 3, "timeout", None),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -183,7 +183,7 @@ def test_piped_questions_give_answers_alone(callpool: Run) -> None:
 
 
 def test_the_first_error_ends_a_piped_chat(callpool: Run) -> None:
-    done = callpool("chat", "--provider", "fake", "--model", "limited", input="first\nsecond\n")
+    done = callpool("chat", "--provider", "fake", "--model", "rejected", input="first\nsecond\n")
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1
 

@@ -95,7 +95,8 @@ def test_a_fallback_is_taken_and_shown(asking: Run) -> None:
 
 
 def test_what_an_answers_text_does_not_show_is_said_beside_it(asking: Run) -> None:
-    done = asking("submit", "--provider", "fake", "--model", "limited", "--fallback", "fake/echo", "hi")
+    limited = ("--provider", "fake", "--model", "limited", "--max-attempts", "1")
+    done = asking("submit", *limited, "--fallback", "fake/echo", "hi")
     assert done.stdout == "hi\n"
     assert "callpool: answered by fake/echo" in done.stderr
 
@@ -117,7 +118,7 @@ def test_a_cut_answer_is_not_passed_off_as_whole(capsys: pytest.CaptureFixture[s
 
 
 def test_an_error_in_json_has_what_a_program_needs(asking: Run) -> None:
-    done = asking("submit", "--provider", "fake", "--model", "limited", "--json", "hi")
+    done = asking("submit", "--provider", "fake", "--model", "limited", "--max-attempts", "1", "--json", "hi")
     error = json.loads(done.stderr)["error"]
     assert error["details"].items() >= {"retryable": True, "retry_after": 1.0, "scope": "account"}.items()
     assert json.loads(asking("show", error["details"]["request_id"], "--json").stdout)["state"] == "error"
