@@ -1,9 +1,12 @@
 """The seeded simulator of the core: a fake clock, fake workers, accounts, clients, and everything that can go wrong.
 
-One seed is one short life of a supervisor: random submits, cancels, deaths, drains; then faults stop, and everything
-must settle. The simulated shell performs effects as the real one does: a FIFO pipe to and from each worker, what a
-worker wrote before its death is applied before `WorkerDown`, a `Tick` when `next_deadline` has come. After every event
-the witness (`sim_witness`) judges the effects and the audit (`sim_audit`) compares the books.
+One seed is one short life of a supervisor: random limits, submits, cancels, deaths, refusals, drains; then faults stop, and
+everything must settle. The simulated shell performs effects as the real one does: a FIFO pipe to and from each worker, what
+a worker wrote before its death is applied before `WorkerDown`, a `Tick` when `next_deadline` has come.
+
+Three judge, each by what it knows: the witness (`sim_witness`) every effect by what went in and out, with limits (`sim_limits`,
+`sim_ledger`) and order (`sim_order`) of its own; the audit (`sim_audit`) the core's books by the witness's, after every
+event; and the providers (`sim_provider`), who allow what was configured and know of nothing else, by refusing.
 
 Replay a seed with every event and effect, from the root of a checkout:
 
