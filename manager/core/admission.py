@@ -101,11 +101,17 @@ class Admission:
             or scope not in self._ledger.scopes(other.target, other.name)
             or self.is_shut(other.target)
             or not self.is_open(other.provider)
+            or not self._fits_elsewhere(other, scope)
         ):
             scope.waits_for = None  # it was cancelled, went elsewhere, or could not go all the same
             return True
         # On its own account it is not overtaken for ever: whoever is due before it there must go, or both would wait.
         return request.rank < other.rank or request.provider == other.provider
+
+    def _fits_elsewhere(self, other: Request, scope: Scope) -> bool:
+        """Whether tokens of this scope are all that it waits for."""
+        now = self._at.monotonic
+        return all(each is scope or each.fits_at(other.cost, now) <= now for each in other.scopes)
 
     def _opens(self, scope: Scope) -> bool:
         at = scope.opens_at(self._at)

@@ -112,10 +112,10 @@ class Attempts:
         waits = self._core.teaching.hears(request, fault, now, effects)
         if route is None or route.deadline is None or request.ending is not None:
             return False
-        if waits and (route.attempts is None or route.tries_here < route.attempts):
+        delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
+        if waits and not delivered and (route.attempts is None or route.tries_here < route.attempts):
             self._told_to_wait(request, fault, now, effects)
             return True
-        delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
         if delivered and route.parts:
             return False  # a stream that begins again would have to begin with parts that no call brings any more
         plan = self.retries.plan(

@@ -680,7 +680,8 @@ class Ledger:
             return False
         was = self.stopped(provider, now.monotonic) is not None
         until = NEVER if seconds is None else now.monotonic + seconds
-        scope.stop = Stop(fault, until)
+        if scope.stop is None or until >= scope.stop.until:  # what comes back by itself does not mend what does not
+            scope.stop = Stop(fault, until)
         self.stops.add(provider)
         if not was:
             scope.history.add("stopped", fault.message, now, seconds=seconds or 0.0)

@@ -469,8 +469,9 @@ class Core:
             outcome = "used"
         else:
             self.attempts.leave(request)
-            if outcome is None:  # nobody has said what came of it
-                outcome = "doubt" if request.state is State.PROCESSING else "unused"
+            if outcome is None:  # nobody has said what came of it; a worker that lives may have begun, or begin yet
+                may_have_begun = request.state is State.PROCESSING or request.worker in self.by_worker
+                outcome = "doubt" if may_have_begun else "unused"
         usage = request.usage if request.outcome is not None else None
         self.ledger.settle(request.request_id, outcome, usage, now.monotonic, lag=outcome == "doubt")
         request.outcome = None

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from callpool.manager.core.dispatching import Dispatching
 from callpool.manager.core.draining import Draining
 from callpool.manager.core.events import AccountClosed, CancelAsked, ToClient, WorkerUp
-from callpool.manager.core.ledger import Ledger
+from callpool.manager.core.ledger import Ledger, Scope
 from callpool.manager.core.machine import Core
 from callpool.manager.core.messages import Accepted, Done
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 from callpool.manager.core.states import State
 
+from . import planted_limits as limits
 from .sim_shell import Parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from callpool.manager.core.events import (
         ClientGone,
         DrainAsked,
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
         WorkerDown,
     )
     from callpool.manager.core.faults import Fault
-    from callpool.manager.core.requests import Now, Request
-    from callpool.manager.core.retry import Target
+    from callpool.manager.core.limits import LedgerRules
+    from callpool.manager.core.requests import Now, Phase, Request
+    from callpool.manager.core.scheduler import Gate
     from callpool.manager.core.sessions import Outcome, Session
 
 
@@ -38,48 +39,60 @@ class NoPumpAfterOpening(Core):
     def apply_batch(self, events: list[Event], now: Now) -> list[Effect]:
         if type(events[0]) is not AccountClosed:
             return super().apply_batch(events, now)
-        self.ledger.accounts[events[0].account].closed = events[0].reason
+        self.ledger.accounts[events[0].account].scope.closed = events[0].reason
         return []
 
 
-class NoPumpAfterCancel(Core):
-    def _pump(self, now: Now, effects: list[Effect]) -> None:
+class _NotAfterEnds(Dispatching):
+    def pump(self, now: Now, effects: list[Effect]) -> None:
         if not any(type(effect) is ToClient and type(effect.message) is Done for effect in effects):
-            super()._pump(now, effects)
+            super().pump(now, effects)
+
+
+class NoPumpAfterCancel(Core):
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.dispatching = _NotAfterEnds(self)
+
+
+class _OneOnly(Dispatching):
+    def pump(self, now: Now, effects: list[Effect]) -> None:
+        core = self._core
+        if core.by_worker and core.sessions.has_room and len(core.scheduler):
+            self.admission.begin(now)
+            request = core.scheduler.next(self.admission, now.monotonic)
+            if request is not None:
+                self._dispatch(request, now, effects)
 
 
 class PumpsOneOnly(Core):
     """The founding mistake: one wake-up for one free slot, although the event freed several."""
 
-    def _pump(self, now: Now, effects: list[Effect]) -> None:
-        if self.by_worker and self.sessions.has_room and len(self.scheduler):
-            request = self.scheduler.next_for(self.ledger.has_slot)
-            if request is not None:
-                self._dispatch(request, now, effects)
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.dispatching = _OneOnly(self)
 
 
 class HeadBlocks(Scheduler):
     """A request whose account has no slot blocks those whose account has one."""
 
-    def next_for(
-        self, has_slot: Callable[[str], bool], is_shut: Callable[[Target], bool] = lambda _target: False
-    ) -> Request | None:
+    def next(self, gate: Gate, now: float) -> Request | None:
         waiting = self.waiting()
-        return super().next_for(has_slot, is_shut) if waiting and has_slot(waiting[0].provider) else None
+        return super().next(gate, now) if waiting and gate.is_open(waiting[0].provider) else None
 
 
 class SlotLostOnRequeue(Core):
     def _lose(self, request: Request, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         super()._lose(request, event, now, effects)
         if request.state is State.QUEUED:
-            self.ledger.reserve(request.provider, request.request_id)
+            self.ledger.accounts[request.provider].scope.holders[request.request_id] = 0
 
 
 class SlotLostOnCancel(Core):
-    def give_back(self, request: Request) -> None:
-        super().give_back(request)
+    def give_back(self, request: Request, now: Now) -> None:
+        super().give_back(request, now)
         if request.ending is not None and request.state is State.ALLOCATED:
-            self.ledger.reserve(request.provider, request.request_id)
+            self.ledger.accounts[request.provider].scope.holders[request.request_id] = 0
 
 
 class LateReportsCount(Core):
@@ -151,14 +164,23 @@ class DrainWaitsForEver(Core):
 
 
 class DrainAccepts(Core):
-    def _refuse(self, event: Submitted, *, promised: bool) -> Fault | None:
-        fault = super()._refuse(event, promised=promised)
+    def _refuse(self, event: Submitted, now: Now, *, promised: bool) -> Fault | None:
+        fault = super()._refuse(event, now, promised=promised)
         return None if fault is not None and fault.code == "draining" else fault
 
 
+class _OneMore(Scope):
+    __slots__ = ()
+
+    def is_full(self, now: float) -> bool:
+        return self.concurrency is not None and super().is_full(now) and self.active > self.concurrency.limit
+
+
 class OverTheLimit(Ledger):
-    def has_slot(self, name: str) -> bool:
-        return self.accounts[name].closed is None and self.accounts[name].active <= self.accounts[name].limit
+    def __init__(self, rules: LedgerRules) -> None:
+        super().__init__(rules)
+        for name, account in self.accounts.items():
+            account.scope = _OneMore("account", name, account.rules.limits, charge=account.rules.counting.charge)
 
 
 class OverThePool(SessionTable):
@@ -176,12 +198,9 @@ class DeadlineForgotten(Core):
 
 
 class DeadlineKeptOnRequeue(Core):
-    def give_back(self, request: Request) -> None:
-        if request.state is not State.ALLOCATED or request.ending is not None:
-            super().give_back(request)
-            return
-        self.ledger.give_back(request.provider, request.request_id)
-        self.by_worker.get(request.worker or 0, set()).discard(request.request_id)
+    def requeue(self, request: Request, phase: Phase, now: Now) -> None:
+        super().requeue(request, phase, now)
+        self.deadlines.set(request.request_id, now.monotonic + request.timeout)
 
 
 class AnybodyCancels(Core):
@@ -261,7 +280,7 @@ PLANTED: dict[str, tuple[Parts, set[str]]] = {}
 
 def _plant(*rules: str, core: type[Core] = Core, **others: type) -> None:
     kinds = [core, *others.values()]
-    name = next(kind.__name__ for kind in kinds if kind.__module__ == __name__)
+    name = next(kind.__name__ for kind in kinds if kind.__module__ in {__name__, limits.__name__})
     PLANTED[name] = (Parts(core=core, **others), set(rules))
 
 
@@ -269,8 +288,8 @@ _plant("missed_wakeup", core=NoPumpAfterOpening)
 _plant("missed_wakeup", core=NoPumpAfterCancel)
 _plant("missed_wakeup", core=PumpsOneOnly)
 _plant("missed_wakeup", scheduler=HeadBlocks)
-_plant("missed_wakeup", "slots", core=SlotLostOnRequeue)
-_plant("missed_wakeup", "slots", core=SlotLostOnCancel)
+_plant("missed_wakeup", "slots", "reservations", core=SlotLostOnRequeue)
+_plant("missed_wakeup", "slots", "reservations", core=SlotLostOnCancel)
 _plant("late_report", "state", core=LateReportsCount)
 _plant("counters", sessions=CountsTwice)
 _plant("metadata", sessions=BytesKeptOnSuspend)
@@ -286,9 +305,28 @@ _plant("overdue", "stuck", core=DeadlineForgotten)
 _plant("leak", "wrong_end", "unjustified_cancel", core=DeadlineKeptOnRequeue)
 _plant("unjustified_cancel", "wrong_end", core=AnybodyCancels)
 _plant("cancel_ignored", core=ClientForgotten)
-_plant("overtaken", core=LosesItsPlace)
+_plant("overtaken", "class_order", core=LosesItsPlace)
 _plant("drain_report", core=CutTwice)
 _plant("acknowledgement", core=AcknowledgesAfter)
 _plant("unjustified_cancel", "wrong_end", core=TimesOutEarly)
 _plant("missed_wakeup", core=WorkerUpForgets)
 _plant("queue", "not_refused", "wrong_refusal", scheduler=ForgetsBytes)
+_plant("reservations", ledger=limits.RefundForgotten)
+_plant("reservations", core=limits.DoubtRefunded)
+_plant("reservations", ledger=limits.StampedAtDispatch)
+_plant("reservations", "window", ledger=limits.ShortMinute)
+_plant("reservations", ledger=limits.BudgetNotReserved)
+_plant("reservations", "account_limit", ledger=limits.LagForgotten)
+_plant("cut", "paused", ledger=limits.CutNotApplied)
+_plant("missed_wakeup", ledger=limits.NeverProbes)
+_plant("paused", "learned", ledger=limits.PausesAccountOnly)
+_plant("learned", ledger=limits.PausesTooLong)
+_plant("stopped", ledger=limits.StopForgotten)
+_plant("stopped", ledger=limits.StopShortened)
+_plant("starved", scheduler=limits.AgeingForgotten)
+_plant("class_order", scheduler=limits.ClassesReversed)
+_plant("unfair", scheduler=limits.WeightsIgnored)
+_plant("missed_wakeup", "stuck", scheduler=limits.NobodyLetGo)
+_plant("overtaken", core=limits.RefusedLosesItsPlace)
+_plant("class_order", "overtaken", core=limits.SmallOnesPass)
+_plant("overdue", "stuck", core=limits.PatienceForgotten)

@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from callpool.manager.core.events import Effect, Event, Reported, Tick, ToWorker, WorkerDown
 from callpool.manager.core.ledger import Ledger
+from callpool.manager.core.limits import Usage
 from callpool.manager.core.machine import Core
 from callpool.manager.core.requests import Now
+from callpool.manager.core.retry import RetryRules
 from callpool.manager.core.scheduler import Scheduler
 from callpool.manager.core.sessions import SessionTable
 
 from .build import make_core
 from .sim_audit import audit
+from .sim_model import Violation
+from .sim_provider import Providers
 from .sim_witness import Witness
+from .sim_world import make_world
 
 if TYPE_CHECKING:
+    from callpool.manager.core.faults import Fault
+    from callpool.manager.core.messages import Dispatch
+
+    from .sim_provider import Bill
     from .sim_worker import FakeWorker
 
 MAX_METADATA = 20
@@ -41,23 +50,29 @@ class Shell:
 
     def __init__(self, seed: int, parts: Parts, *, trace: bool) -> None:
         self.chance = chance = random.Random(seed)
-        accounts = {name: 1 + int(chance.random() * 3) for name in "abc"[: 1 + int(chance.random() * 3)]}
-        pool, max_requests, max_bytes = 1 + int(chance.random() * 4), 1 + int(chance.random() * 8), 120
+        self.world = world = make_world(chance)
         self.core = make_core(
-            pool=pool,
-            accounts=accounts,
-            max_requests=max_requests,
-            max_bytes=max_bytes,
+            pool=world.pool,
+            accounts=world.concurrency,
+            max_requests=world.max_requests,
+            max_bytes=world.max_bytes,
             max_metadata=MAX_METADATA,
             max_payload=MAX_PAYLOAD,
+            models=world.models,
+            retry_rules=RetryRules(attempts=world.attempts, first_wait=0.5),
+            rules=world.rules,
             **parts._asdict(),
         )
-        self.witness = Witness(
-            pool=pool, accounts=accounts, max_requests=max_requests, max_bytes=max_bytes, max_metadata=MAX_METADATA
-        )
-        self.accounts = list(accounts)
+        self.core.scheduler.ageing = world.ageing
+        self.witness = Witness(world, self.core, max_metadata=MAX_METADATA)
+        self.providers = Providers(world, chance)
+        self.accounts = list(world.concurrency)
         self.workers: dict[int, FakeWorker] = {}
+        self.bills: dict[bytes, Bill] = {}
+        """payload → what a call with it really takes."""
         self.now = 1000.0
+        self.trouble = 0.0
+        """How often a call meets what only a person can mend."""
         self.last: deque[tuple[float, Event, list[Effect]]] = deque(maxlen=KEPT_EVENTS)
         self._trace = trace
 
@@ -69,10 +84,45 @@ class Shell:
         if self._trace:
             sys.stdout.write(line(self.now, event, effects) + "\n")
         self.witness.observe(event, effects, self.now, payload=payload, refusal=refusal)
-        audit(self.core, self.witness)
+        audit(self.core, self.witness, self.now)
         for effect in effects:
             if type(effect) is ToWorker and self.workers[effect.worker].alive:  # else its pipe is broken
                 self.workers[effect.worker].inbox.append(effect.order)
+        self.providers.let_go_of_others({each.attempt for each in self.witness.live.values() if each.worker}, self.now)
+
+    # What workers meet outside.
+
+    def bill(self, payload: bytes) -> Bill:
+        """What a call with this payload takes."""
+        return self.bills[payload]
+
+    def reckoned(self, payload: bytes) -> Usage | None:
+        """What its worker says of it: the truth, or nothing; in a world that is not honest it may be wrong."""
+        draw, bill = self.chance.random(), self.bills[payload]
+        if draw < 0.5:
+            return None
+        if self.world.honest or draw < 0.8:
+            return Usage(bill.prompt, bill.most)
+        return Usage(1 + int(self.chance.random() * 80), int(self.chance.random() * 60))
+
+    def arrives(self, order: Dispatch) -> Fault | None:
+        """A call comes to its provider. One that the core has given up on is nobody's any more: it is not seen."""
+        found = self.witness.live.get(order.request_id)
+        if found is None or found.worker is None or found.attempt != order.attempt:
+            return None
+        bill = self.bills[order.payload]
+        fault = self.providers.arrive(order.attempt, order.provider, order.model, bill, self.now)
+        if fault is not None and self.world.honest:
+            raise Violation("provider_refused", f"{found} came to {order.provider}: {fault.message}")
+        return fault
+
+    def ends(self, order: Dispatch, *, by_us: bool, forgiven: bool) -> None:
+        """A provider is done with a call."""
+        if forgiven:
+            self.providers.forgive(order.attempt, order.provider)
+        self.providers.leave(order.attempt, self.now, ended_by_us=by_us)
+
+    # Pipes and time.
 
     def read(self, worker: FakeWorker) -> None:
         """Read one report of a worker; at the end of the pipe of a dead one, its end."""
@@ -85,7 +135,7 @@ class Shell:
 
     def work(self, worker: FakeWorker) -> None:
         """Let a worker make a step; money that it spends is noted."""
-        payload = worker.work(self.chance)
+        payload = worker.work(trouble=self.trouble)
         if payload is not None:
             self.witness.spend(payload)
 

@@ -9,9 +9,29 @@ from typing import Any
 import pytest
 
 from callpool.manager.core.circuits import CircuitRules
-from callpool.manager.core.events import CancelAsked, CutAsked, Effect, Event, Reported, Tick, WorkerDown, WorkerUp
+from callpool.manager.core.events import (
+    AccountResumed,
+    CancelAsked,
+    CutAsked,
+    Effect,
+    Event,
+    Reported,
+    Tick,
+    WorkerDown,
+    WorkerUp,
+)
 from callpool.manager.core.faults import Fault
-from callpool.manager.core.messages import CancelCall, Chunk, Continues, Dispatch, Done, Finished, Piece, Started
+from callpool.manager.core.messages import (
+    CancelCall,
+    Chunk,
+    Continues,
+    Dispatch,
+    Done,
+    Finished,
+    Piece,
+    Rejected,
+    Started,
+)
 from callpool.manager.core.retry import RetryRules
 
 from .build import Bench, make_core, to_clients
@@ -32,8 +52,12 @@ def provider_fault(code: str, **details: Any) -> Fault:
 SAFE = (
     provider_fault("provider_error"),
     provider_fault("provider_overloaded"),
-    provider_fault("rate_limited", scope="account", retry_after=1.0),
 )
+WAITS = (
+    provider_fault("rate_limited", scope="account", limit="rpm", retry_after=1.0),
+    provider_fault("rate_limited", scope="account", limit="concurrency"),
+)
+"""A limit refuses the call: its request waits for another one, which is no further attempt, and whose time begins anew."""
 ELSEWHERE = (
     provider_fault("model_gone", retryable=False, scope="model"),
     provider_fault("quota_exhausted", retryable=False, scope="account"),
@@ -62,6 +86,8 @@ class Story:
     started: bool = False
     delivered: bool = False
     first_call_at: float | None = None
+    """When its time began: told to wait, it begins anew with what was left."""
+    left: float = 0.0
     may_be_called: bool = True
     calls_here: int = 0
     lost: int = 0
@@ -85,6 +111,8 @@ class Witness:
             workers=0,
         )
         self.up: set[int] = set()
+        self.stopped: set[str] = set()
+        """Accounts that have no quota left, as one of their calls was told."""
         self.stories: dict[str, Story] = {}
         self.seen: dict[str, int] = {}
 
@@ -103,6 +131,11 @@ class Witness:
         for message in to_clients(effects):
             if isinstance(message, Done):
                 self.has_ended(message)
+            elif isinstance(message, Rejected):
+                assert message.fault.code == "account_stopped"
+                assert self.stopped.issuperset(self.stories[message.request_id].targets), "somebody could serve it"
+                self.stories[message.request_id].ended = "rejected"
+                self.note("rejected")
             elif isinstance(message, Chunk) and RESTART_MARK in message.body:
                 story = self.stories[message.request_id]
                 assert story.in_doubt, "only who allowed it is told to forget"
@@ -125,8 +158,10 @@ class Witness:
             story.calls_here = 0
         story.calls_here += 1
         assert story.calls_here <= ATTEMPTS
+        assert order.provider not in self.stopped
         if story.first_call_at is None:
             story.first_call_at = now
+        story.left = story.first_call_at + story.deadline_after - now
         assert order.timeout <= story.first_call_at + story.deadline_after - now + 1e-9, "one deadline over all calls"
         assert order.timeout > 0.0
         story.call, story.worker, story.started, story.delivered = order, worker, False, False
@@ -169,6 +204,7 @@ class Witness:
             self.pass_time,
             self.cancel,
             self.workers,
+            self.resume,
         )
         steps[int(self.chance.random() * len(steps))]()
 
@@ -207,7 +243,13 @@ class Witness:
             self.note("parts")
             self.do(Reported(story.worker, Continues(request_id, call.attempt, b"{}")))
         else:
-            fault = self.chance.choice((None, None, *SAFE, *SAFE, *ELSEWHERE, *DOUBTFUL, *FINAL))
+            fault = self.chance.choice((None, None, *SAFE, *SAFE, *WAITS, *ELSEWHERE, *DOUBTFUL, *FINAL))
+            if fault in WAITS and not story.is_ordered_to_end and not story.delivered:
+                self.note("told to wait")
+                story.calls_here -= 1
+                story.first_call_at, story.deadline_after = None, story.left
+            if fault is not None and fault.code == "quota_exhausted":
+                self.stopped.add(call.provider)
             doubtful = fault in DOUBTFUL or story.delivered
             story.may_be_called = fault not in FINAL and fault is not None and (story.in_doubt or not doubtful)
             if fault in ELSEWHERE:
@@ -230,6 +272,12 @@ class Witness:
             request_id = self.chance.choice(live)
             self.stories[request_id].is_ordered_to_end |= self.stories[request_id].call is not None
             self.do(CancelAsked("c", request_id))
+
+    def resume(self) -> None:
+        if self.stopped:
+            account = self.chance.choice(sorted(self.stopped))
+            self.stopped.discard(account)
+            self.do(AccountResumed(account))
 
     def workers(self) -> None:
         number = self.chance.choice(WORKERS)
@@ -284,5 +332,5 @@ def test_the_stories_meet_everything() -> None:
     met = {what for seed in range(60) for what, count in tell(seed).seen.items() if count}
     assert met >= {
         "completed", "further calls", "restarts", "parts", "circuit_open", "cancelled", "worker_lost", "timeout",
-        "provider_error", "broken_answer", "model_gone", "rate_limited",
+        "provider_error", "broken_answer", "model_gone", "rate_limited", "told to wait", "rejected", "account_stopped",
     }  # fmt: skip

@@ -33,6 +33,7 @@ from callpool.manager.core.events import (
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.limits import AccountRules, LedgerRules, Limits
 from callpool.manager.core.messages import CancelCall, Dispatch, Done, Finished, Rejected, Started, Submit
 from callpool.manager.core.requests import Kind, Now, Request
 from callpool.manager.core.states import Move, State
@@ -43,6 +44,13 @@ from .test_held import LANE, Held
 IDS = tuple(f"r{number}" for number in range(7))
 PEOPLE = ("ann", "bob")
 ACCOUNTS = ("a", "b", "elsewhere")
+LIMITS = {"a": 1, "b": 2}
+SHARED = 2
+"""Calls at once on both accounts together: whose key they are is one organisation."""
+RULES = LedgerRules(
+    accounts={name: AccountRules(limits=Limits(concurrency=limit), organization="o") for name, limit in LIMITS.items()},
+    organizations={"o": Limits(concurrency=SHARED)},
+)
 
 
 class Together(RuleBasedStateMachine):
@@ -50,7 +58,7 @@ class Together(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.bench = Held(pool=3, accounts={"a": 1, "b": 2}, max_requests=6)
+        self.bench = Held(pool=3, accounts=LIMITS, max_requests=6, rules=RULES)
         self.lane: dict[tuple[str, int], bool] = {}
         """Calls that the lane has → whether it was told to kill them."""
         self.open: dict[str, str] = {}
@@ -161,17 +169,17 @@ class Together(RuleBasedStateMachine):
         sessions = core.sessions
         assert sessions.active <= 3
         assert all(account.active <= account.limit for account in core.ledger.accounts.values())
+        together = core.ledger.organizations["o"].holders
+        assert len(together) <= SHARED
+        assert together.keys() == {key for name in LIMITS for key in core.ledger.accounts[name].holders}
         assert sessions.created + sessions.live_at_reset == len(sessions.live) + sum(sessions.ended.values())
 
     @invariant()
     def nothing_idles_that_could_work(self) -> None:
         core = self.bench.core
         for request in self.live(Kind.CALL, State.QUEUED):
-            room = (
-                core.by_worker
-                and core.sessions.has_room
-                and not core.ledger.accounts[request.provider].scope.is_full(0.0)
-            )
+            full = core.ledger.full_account(request.provider, self.bench.time)
+            room = core.by_worker and core.sessions.has_room and full is None
             assert not room, request.request_id
 
     @invariant()
