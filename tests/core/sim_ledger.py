@@ -262,10 +262,9 @@ class LimitBooks:
             for tally in bound.tallies:
                 item = Item(tally.amount(tokens, micros))
                 tally.items.append(item)
+                holding.items.append((tally, item))
                 if tally.moment == "dispatch":
                     tally.stamp(item, now)
-                else:
-                    holding.items.append((tally, item))
 
     def expect(self, request_id: str, usage: Usage) -> None:
         """Its worker knows better."""
@@ -292,7 +291,7 @@ class LimitBooks:
                 bound.lagging.append(now + counting.cancel_lag)
         if outcome == "unused":
             for tally, item in holding.items:
-                if item.until is None:
+                if (item.until is None or now < item.until) and item in tally.items:
                     tally.items.remove(item)
             return
         used = Usage() if usage is None and outcome == "failed" else usage or holding.usage
