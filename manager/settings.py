@@ -163,7 +163,8 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     function_workers: int = 4
     """Processes that run functions of clients at once (`where="worker"`); 0 refuses functions."""
     max_attempts: int = 3
-    """Calls of one request on one account and model at most: only what is transient and cannot have been billed is called again."""
+    """Calls of one request on one account and model at most: only what is transient and cannot have been billed is called again.
+    A call that a limit refused does not count."""
     retry_wait: float = 0.5
     """Seconds: the longest pause before the second call; it doubles with each further one."""
     retry_longest_wait: float = 20.0
