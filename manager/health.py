@@ -84,6 +84,7 @@ def judge(facts: Facts) -> Health:
         _metrics_drift(facts.pool),
         _leases(facts.pool),
         _account_slots(facts.pool),
+        _stopped_accounts(facts.pool),
         _draining(facts.pool),
     ]
     bad = {severity: [check.message for check, kind in found if kind == severity] for severity in _SEVERITIES}
@@ -206,6 +207,15 @@ def _queue_bytes(pool: PoolFacts) -> _Found:
 
 def _full(full: bool) -> str:  # noqa: FBT001 - one word, or none
     return "the queue is full: " if full else ""
+
+
+def _stopped_accounts(pool: PoolFacts) -> _Found:
+    named = "; ".join(f"{name}: {why}" for name, why in sorted(pool.stopped.items())[:MOST_STRAYS])
+    message = (
+        f"accounts that serve nothing until they are resumed: {named}" if pool.stopped else "no account is stopped"
+    )
+    severity: Severity | None = "degraded" if pool.stopped else None
+    return _found("stopped_accounts", len(pool.stopped), 0, "accounts", message, severity)
 
 
 def _metrics_drift(pool: PoolFacts) -> _Found:

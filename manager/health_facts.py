@@ -85,6 +85,8 @@ class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
     waiting_bytes: int
     promised_bytes: int
     max_waiting_bytes: int
+    stopped: dict[str, str]
+    """Account → what its provider said when it refused the whole account."""
     closed: dict[str, str]
     """Account → why nothing is dispatched to it, where that is so."""
     drain_seconds_left: float | None
@@ -137,12 +139,17 @@ def survey_pool(core: Core, now: Now) -> PoolFacts:
         waiting_bytes=scheduler.queued_bytes,
         promised_bytes=places.total_bytes,
         max_waiting_bytes=scheduler.max_bytes,
-        closed=dict(_closed(core, now.monotonic)),
+        stopped={
+            name: stop.fault.message
+            for name in core.ledger.accounts
+            if (stop := core.ledger.stopped(name, now.monotonic)) is not None
+        },
+        closed=dict(_closed(core)),
         drain_seconds_left=None if core.drain is None else core.drain.seconds_left(now.monotonic),
     )
 
 
-def _closed(core: Core, now: float) -> Iterable[tuple[str, str]]:
+def _closed(core: Core) -> Iterable[tuple[str, str]]:
     """Accounts that serve nothing: for good by the configuration, else for now."""
     for name, account in core.ledger.accounts.items():
         entry = core.catalogue.providers.get(name)
@@ -150,8 +157,6 @@ def _closed(core: Core, now: float) -> Iterable[tuple[str, str]]:
             yield name, entry.refusal.message
         elif account.closed is not None:
             yield name, account.closed
-        elif (stop := core.ledger.stopped(name, now)) is not None:
-            yield name, stop.fault.message
 
 
 def observe_process(state_directory: str) -> ProcessFacts:

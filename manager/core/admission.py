@@ -11,7 +11,7 @@ from callpool.manager.core.windows import NEVER
 
 if TYPE_CHECKING:
     from callpool.manager.core.circuits import Circuits
-    from callpool.manager.core.ledger import Ledger, Scope
+    from callpool.manager.core.ledger import Ledger, Overdraft, Scope
     from callpool.manager.core.requests import Now, Request
     from callpool.manager.core.retry import Target
     from callpool.manager.core.scheduler import Held, Scheduler
@@ -85,8 +85,8 @@ class Admission:
         """Monotonic seconds at which a client that was just held back may go on."""
         return self._until
 
-    def overdrawn(self, request: Request) -> tuple[Scope, str, float] | None:
-        """(scope, limit, monotonic seconds of room) of a day's limit that this request cannot keep, or None."""
+    def overdrawn(self, request: Request) -> Overdraft | None:
+        """The first day's limit that this request cannot keep, or None."""
         answers = request.operation == "chat"
         return self._ledger.overdrawn(request.target, request.tokens, request.name, self._at.monotonic, answers=answers)
 

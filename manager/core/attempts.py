@@ -196,7 +196,7 @@ class Attempts:
         if (stop := ledger.stopped(target.provider, time)) is not None:
             return refusals.account_stopped(target.provider, stop, time)
         if (found := ledger.overdrawn(target, tokens, name, time, answers=operation == "chat")) is not None:
-            return refusals.used_up(*found, time)
+            return refusals.used_up(found, time)
         return None
 
     def _is_barred(self, target: Target, request: Request, now: Now) -> bool:

@@ -54,7 +54,7 @@ class Dispatching:
             if core.attempts.is_overdue(request, now):
                 core.end(request, refusals.timed_out(request), now, effects)
             elif (over := admission.overdrawn(request)) is not None:
-                core.end(request, refusals.used_up(*over, now.monotonic), now, effects)
+                core.end(request, refusals.used_up(over, now.monotonic), now, effects)
             else:
                 self._dispatch(request, now, effects)
 

@@ -58,6 +58,18 @@ class Cost(NamedTuple):
 NO_COST: Final = Cost(Usage(), 0, 0)
 
 
+class Overdraft(NamedTuple):
+    """A day's limit that a call cannot keep, whatever becomes of what is under way."""
+
+    scope: Scope
+    limit: str
+    """Its name, as in the configuration."""
+    wanted: float
+    """What the call would take of it, in the limit's unit."""
+    at: float
+    """Monotonic seconds when there will be room; `NEVER` where it is more than the whole limit."""
+
+
 class Stop(NamedTuple):
     """Why an account serves nothing until somebody does something."""
 
@@ -416,10 +428,8 @@ class Ledger:
         found = (account.scope, model, account.organization, client_scope, self.supervisor)
         return tuple(scope for scope in found if scope is not None)
 
-    def overdrawn(
-        self, target: Target, usage: Usage, client: str, now: float, *, answers: bool
-    ) -> tuple[Scope, str, float] | None:
-        """(scope, limit, monotonic seconds of room) of a day's limit that such a call cannot keep, or None."""
+    def overdrawn(self, target: Target, usage: Usage, client: str, now: float, *, answers: bool) -> Overdraft | None:
+        """The first day's limit that such a call cannot keep, or None."""
         if not self._has_days:
             return None
         cost: Cost | None = None
@@ -430,7 +440,9 @@ class Ledger:
                 cost = self.cost(target, usage, answers=answers)
             found = scope.overdrawn(cost, now)
             if found is not None:
-                return scope, found[0].name, found[1]
+                measure, at = found
+                wanted = measure.amount(cost) / (MICRO if measure.what == "money" else 1)
+                return Overdraft(scope, measure.name, wanted, at)
         return None
 
     # A call.

@@ -12,7 +12,7 @@ from callpool.manager.core.retry import MAX_PARTS
 from callpool.manager.core.states import State
 
 if TYPE_CHECKING:
-    from callpool.manager.core.ledger import Scope, Stop
+    from callpool.manager.core.ledger import Overdraft, Scope, Stop
     from callpool.manager.core.requests import Request
     from callpool.manager.core.retry import Target
     from callpool.manager.core.scheduler import Scheduler
@@ -169,23 +169,33 @@ def account_stopped(provider: str, stop: Stop, now: float) -> Fault:
     )
 
 
-def used_up(scope: Scope, limit: str, at: float, now: float) -> Fault:
-    """A day's limit has no room for this request. `at`: monotonic seconds when it will have."""
+def used_up(over: Overdraft, now: float) -> Fault:
+    """A day's limit has no room for this request."""
+    scope, limit = over.scope, over.limit
     facts = scope.as_plain(now)["windows"][limit]
-    seconds = at - now
+    seconds = over.at - now
     whose = {"client": "client", "organization": "organisation"}.get(scope.kind, scope.kind)
-    later = f"; there will be room in {seconds:.0f} s" if seconds < math.inf else ""
+    known = seconds < math.inf
+    later = (
+        f"; there will be room in {seconds:.0f} s"
+        if known
+        else ""
+        if over.wanted <= facts["limit"]
+        else "; it never has"
+    )
     return Fault(
         code="budget_exhausted",
-        message=f"{limit} of {whose} {scope.name!r} is used up: {facts['used']:g} of {facts['limit']:g}{later}",
-        hint=f"submit later, ask for a shorter answer, or raise {limit}",
+        message=f"{limit} of {whose} {scope.name!r} has no room for this request: {facts['used']:g} of {facts['limit']:g} are used, "
+        f"it may need {over.wanted:g}{later}",
+        hint=f"submit later, ask for a shorter answer (max_tokens), or raise {limit}",
         details={
             "limit": facts["limit"],
             "used": facts["used"],
+            "wanted": over.wanted,
             "which": limit,
             "of": scope.kind,
             "name": scope.name,
-            "retry_after": seconds if seconds < math.inf else None,
+            "retry_after": seconds if known else None,
         },
     )
 

@@ -366,7 +366,7 @@ class TestScopes:
         ledger = ledger_of(AccountRules(limits=Limits(concurrency=9, tokens_per_day=100)))
         found = ledger.overdrawn(A, Usage(60, 60), "c", 0.0, answers=True)
         assert found is not None
-        assert (found[0].kind, found[1], found[2]) == ("account", "tokens_per_day", NEVER)
+        assert (found.scope.kind, found.limit, found.wanted, found.at) == ("account", "tokens_per_day", 120, NEVER)
         assert ledger.overdrawn(A, Usage(50, 50), "c", 0.0, answers=True) is None
 
     def test_a_day_is_overdrawn_by_what_has_ended_alone(self) -> None:
