@@ -99,6 +99,7 @@ def test_what_a_failure_tells_is_kept(kind: str, target: Target) -> None:
     with pytest.raises(callpool.QuotaExhausted):
         smoke.run("bad_parameter", target, facts, fake={"fault": "quota"})
     assert facts.redacted()[kind]["bad_parameter, failed"]["provider_code"] == "insufficient_quota"
+    assert target.client.resume_account(kind)["resumed"], "the others use the same account"
 
 
 @pytest.mark.parametrize("kind", ["glm"])
