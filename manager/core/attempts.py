@@ -118,6 +118,9 @@ class Attempts:
             return True
         if delivered and route.parts:
             return False  # a stream that begins again would have to begin with parts that no call brings any more
+        if route.fallbacks and self._core.ledger.may_bar:  # one that can take nothing must not hide this fault
+            usual = (request.tokens, request.operation, request.name, now)
+            route.fallbacks[:] = [target for target in route.fallbacks if self._bar(target, *usual) is None]
         plan = self.retries.plan(
             request.provider,
             route,
@@ -160,6 +163,7 @@ class Attempts:
         if route is None:
             return
         self._record(request, now, fault.code, fault.message, 0.0)
+        request.since += now.monotonic - route.dispatched_at  # what the call took was no waiting
         route.refusals += 1
         self.retries.count(request.provider).told_to_wait += 1
         if route.attempts is None:
@@ -176,7 +180,8 @@ class Attempts:
         core = self._core
         position = core.dispatching.position(request)
         wait = core.dispatching.predicted_wait(request, position, now)
-        core.end(request, refusals.waited_too_long(request, position, wait), now, effects)
+        blocked = core.dispatching.blocked_by(request, now)
+        core.end(request, refusals.waited_too_long(request, position, wait, blocked), now, effects)
 
     def refuse(self, submit: Submit, name: str, now: Now) -> Fault | None:
         """Why this account, and every fallback, cannot take this request for longer than anybody waits in the queue; else None."""
@@ -193,6 +198,8 @@ class Attempts:
     def _bar(self, target: Target, tokens: Usage, operation: str, name: str, now: Now) -> Fault | None:
         """Why nothing of this size can go there before a day's allowance begins anew, or an operator has done something."""
         ledger, time = self._core.ledger, now.monotonic
+        if (large := ledger.too_large(target, tokens, answers=operation == "chat")) is not None:
+            return refusals.too_large(*large)
         if (stop := ledger.stopped(target.provider, time)) is not None:
             return refusals.account_stopped(target.provider, stop, time)
         if (found := ledger.overdrawn(target, tokens, name, time, answers=operation == "chat")) is not None:
@@ -261,7 +268,7 @@ class Attempts:
         route = request.route
         if route is not None:
             route.since = now.monotonic
-            if request.queue_timeout is not None and route.deadline is None:
+            if request.queue_timeout is not None and route.deadline is None and not route.parts:
                 self._core.waits.set(request.request_id, request.since + request.queue_timeout)
         self._core.scheduler.push(request)
 

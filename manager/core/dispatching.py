@@ -12,6 +12,7 @@ from callpool.manager.core import refusals
 from callpool.manager.core.admission import Admission
 from callpool.manager.core.events import ToWorker
 from callpool.manager.core.forecast import Forecast
+from callpool.manager.core.ledger import NO_COST
 from callpool.manager.core.messages import Dispatch
 from callpool.manager.core.requests import Phase
 from callpool.manager.core.states import Move, advance
@@ -54,6 +55,8 @@ class Dispatching:
             if core.attempts.is_overdue(request, now):
                 core.end(request, refusals.timed_out(request), now, effects)
             elif (over := admission.overdrawn(request)) is not None:
+                if core.attempts.goes_elsewhere(request, now):
+                    continue
                 core.end(request, refusals.used_up(over, now.monotonic), now, effects)
             else:
                 self._dispatch(request, now, effects)
@@ -134,7 +137,26 @@ class Dispatching:
 
     def predicted_wait(self, request: Request, position: int, now: Now) -> float | None:
         """Seconds that it will probably wait, from now on; None while nothing is known."""
-        return self.wait_at(request.provider, position, now)
+        ledger = self._core.ledger
+        wait = self.wait_at(request.provider, position, now)
+        cost = ledger.cost(request.target, request.tokens, answers=request.operation == "chat")
+        for scope in ledger.scopes(request.target, request.name):
+            more = self.forecast.wait_in(scope, request.provider, position, cost, now)
+            wait = None if wait is None or more is None else max(wait, more)
+        return wait
+
+    def blocked_by(self, request: Request, now: Now) -> str | None:
+        """What keeps a request from going besides those before it: the limit of its client, a pause; else None."""
+        for scope in self._core.ledger.scopes(request.target, request.name):
+            name = f"{scope.kind} {scope.name!r}" if scope.name else f"the {scope.kind}"
+            if scope.closed is not None:
+                return f"{name} is closed: {scope.closed}"
+            if scope.pause.lasts(now.monotonic):
+                return f"{name} pauses for {scope.pause.until - now.monotonic:.0f} s"
+            for measure in scope.minutes:
+                if measure.what == "requests" and not measure.window.has_room(1, now.monotonic):
+                    return f"{name} has reached {scope.shown(measure)} ({measure.window.limit})"
+        return None
 
     def wait_at(self, provider: str, position: int, now: Now) -> float | None:
         """The same for whoever comes to this account at this position."""
@@ -144,4 +166,8 @@ class Dispatching:
             return None
         most = core.sessions.max_concurrent
         room = most - core.sessions.active if core.by_worker else 0
-        return self.forecast.wait(account, position, most, room, now.monotonic)
+        wait = self.forecast.wait(account, position, most, room, now.monotonic)
+        for scope in filter(None, (account.scope, account.organization)):
+            more = self.forecast.wait_in(scope, provider, position, NO_COST, now)
+            wait = None if wait is None or more is None else max(wait, more)
+        return wait

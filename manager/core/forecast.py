@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from callpool.manager.core.limits import Usage
+from callpool.manager.core.windows import MINUTE, NEVER
 
 if TYPE_CHECKING:
-    from callpool.manager.core.ledger import Account
+    from callpool.manager.core.ledger import Account, Cost, Scope
+    from callpool.manager.core.requests import Now
 
 NEWEST: Final = 0.1
 """Weight of the newest call in the means."""
@@ -72,6 +74,24 @@ class Forecast:
             return paused
         rate = self.rate(account, most)
         return None if rate is None else paused + (position - max(0, free) + 1) / rate
+
+    def wait_in(self, scope: Scope, account: str, position: int, cost: Cost, now: Now) -> float | None:
+        """Seconds for which one scope alone would hold back a request of this cost at this position; None while nothing is known."""
+        time = now.monotonic
+        wait = max(0.0, scope.pause.until - time)
+        if scope.kind == "model" and scope.concurrency is not None:
+            free = 0 if scope.is_full(time) else scope.concurrency.limit - scope.active - len(scope.lagging)
+            if position >= free:
+                served = self._served.get(account)
+                if served is None:
+                    return None
+                wait = max(wait, (position - free + 1) * served.seconds / scope.concurrency.limit)
+        for measure in scope.minutes:
+            window, amount = measure.window, position + 1 if measure.what == "requests" else measure.amount(cost)
+            minutes, rest = divmod(amount - 1, window.limit) if amount else (0, -1)
+            at = window.room_at(rest + 1, time)
+            wait = max(wait, MINUTE * minutes + (MINUTE if at == NEVER else at - time))
+        return wait
 
     def mean_seconds(self, account: str) -> float | None:
         """Of a call there."""

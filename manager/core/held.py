@@ -121,15 +121,15 @@ class HeldSessions:
         if not core.sessions.has_room:
             waiting = len(core.scheduler)
             return core.sessions.refuse_capacity(waiting, core.dispatching.wait_at(submit.provider, waiting, now))
-        account = core.ledger.full_account(submit.provider, now.monotonic)
-        if account is not None:
+        full = core.ledger.full_account(submit.provider, now.monotonic, submit.model)
+        if full is not None:
             core.sessions.rejected_capacity += 1
-            waiting = core.scheduler.count(account.name)
-            wait = core.dispatching.wait_at(account.name, waiting, now)
-            return refusals.capacity_full(account.limit, account.active, account.name, waiting=waiting, wait=wait)
-        if (full := core.ledger.full_rate(name, now)) is not None:
+            waiting = core.scheduler.count(submit.provider)
+            wait = core.dispatching.wait_at(submit.provider, waiting, now)
+            return refusals.scope_full(full, submit.provider, waiting=waiting, wait=wait)
+        if (rate := core.ledger.full_rate(name, now)) is not None:
             core.sessions.rejected_capacity += 1
-            return refusals.rate_full(*full, now.monotonic)
+            return refusals.rate_full(*rate, now.monotonic)
         if (fault := core.sessions.refuse_metadata(len(submit.metadata))) is not None:
             return fault
         if submit.request_id in core.requests:

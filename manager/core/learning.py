@@ -173,7 +173,7 @@ class History:
         self._lessons: deque[Lesson] = deque(maxlen=HISTORY)
 
     def add(self, what: str, why: str, now: Now, *, limit: int | None = None, seconds: float = 0.0) -> None:
-        """Note a lesson. A burst of cuts is one, and so is a row of tries that were served; one that was refused is counted."""
+        """Note a lesson. A burst of cuts is one, so is a row of tries that were served; refused tries and pauses are counted."""
         lessons = self._lessons
         times = 1
         if (
@@ -182,6 +182,8 @@ class History:
             and (what == "raised" or (what == "cut" and now.wall - lessons[-1].at < BURST))
         ):
             times = lessons.pop().times
+        elif what == "paused" and lessons and lessons[-1].what == what:
+            times = lessons.pop().times + 1
         elif what == "cut" and len(lessons) > 1 and lessons[-1].what == "raised" and lessons[-2].limit == limit:
             lessons.pop()
             times = lessons.pop().times + 1

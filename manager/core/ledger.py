@@ -53,6 +53,8 @@ class Cost(NamedTuple):
     """Money, in millionths."""
     estimate: int = 0
     """Tokens of the prompt as they came with the call: what was known when it went out is not in it."""
+    answers: bool = True
+    """Whether any text will come: vectors and lists of models have none."""
 
 
 NO_COST: Final = Cost(Usage(), 0, 0)
@@ -219,6 +221,11 @@ class Scope:
             measure.window.forget(now)
         return not self.holders and not any(measure.window.used for measure in self.measures())
 
+    def shown(self, measure: _Measure) -> str:
+        """A limit's name in this scope's table of the configuration."""
+        own = self.kind in ("client", "supervisor") and measure.what == "requests"
+        return f"max_{measure.name}" if own else measure.name
+
     def as_plain(self, now: float) -> dict[str, Any]:
         """What `status` says of it."""
         self.is_full(now)
@@ -238,7 +245,7 @@ class Scope:
         for measure in self.measures():
             measure.window.forget(now)
             scale = MICRO if measure.what == "money" else 1
-            found["windows"][measure.name] = {
+            found["windows"][self.shown(measure)] = {
                 "limit": measure.window.limit / scale,
                 "used": measure.window.used / scale,
                 "reserved": measure.window.under_way / scale,
@@ -281,10 +288,18 @@ class Account:
         self.counts = any(each.what != "requests" for scope in scopes if scope for each in scope.measures())
         """Whether tokens or money of its calls matter."""
 
-    def scope_of(self, model: str) -> Scope | None:
-        """What limits a model besides the account, if anything does."""
+    def slots_of(self, model: str, *, create: bool = False) -> tuple[Scope, ...]:
+        """All that limit calls at once to this model."""
+        found = (self.scope, self.scope_of(model, create=create), self.organization)
+        return tuple(scope for scope in found if scope is not None)
+
+    def scope_of(self, model: str, *, create: bool = False) -> Scope | None:
+        """What limits a model besides the account, if anything does; made with `create` alone, for a call that goes.
+
+        Names are many: a look at one that is not in use finds nothing that could be full.
+        """
         found = self.models.get(model)
-        if found is not None or self.rules.each_model is None:
+        if found is not None or self.rules.each_model is None or not create:
             return found
         if len(self.models) >= MAX_MODELS and not self._forget_idle_models():
             return None
@@ -302,6 +317,7 @@ class Account:
             and not scope.lagging
             and scope.concurrency is not None
             and not scope.concurrency.is_cut
+            and not scope.pause.until
         ]
         for model in idle:
             del self.models[model]
@@ -364,6 +380,9 @@ class Ledger:
         self._limits_clients = any(_limits_something(each) for each in rules.clients.values())
         self._counts = any((each.tokens_per_day, each.money_per_day) != (None, None) for each in rules.clients.values())
         """Whether tokens or money of every call matter to some client."""
+        self._advances = any(
+            account.counts and account.rules.counting.charge == "advance" for account in self.accounts.values()
+        )
         self._has_days = self._counts or any(
             scope.days
             for account in self.accounts.values()
@@ -399,14 +418,11 @@ class Ledger:
         account = self.accounts.get(target.provider)
         return None if account is None else account.scope_of(target.model)
 
-    def full_account(self, name: str, now: float) -> Account | None:
-        """The account, if there is one of this name and all its slots are in use."""
+    def full_account(self, name: str, now: float, model: str = "") -> Scope | None:
+        """What has all its slots in use, if there is an account of this name: the account, its model, its organisation; or None."""
         account = self.accounts.get(name)
-        if account is None:
-            return None
-        organization = account.organization
-        full = account.scope.is_full(now) or (organization is not None and organization.is_full(now))
-        return account if full else None
+        scopes = () if account is None else account.slots_of(model)
+        return next((scope for scope in scopes if scope.is_full(now)), None)
 
     def cost(self, target: Target, usage: Usage, *, answers: bool = True) -> Cost:
         """What a call will take, by this estimate and by what calls there took until now. `answers`: whether any text will come."""
@@ -415,14 +431,14 @@ class Ledger:
             return NO_COST
         better = self.reckoning.expect(target, usage, answers=answers)
         micros = _micros(account.rules.prices.get(target.model), better)
-        return Cost(better, better.prompt + better.answer, micros, usage.prompt)
+        return Cost(better, better.prompt + better.answer, micros, usage.prompt, answers)
 
     def scopes(self, target: Target, client: str) -> tuple[Scope, ...]:
         """All that limit a call there of this client, the account first."""
         account = self.accounts.get(target.provider)
         if account is None:
             return ()
-        model, client_scope = account.scope_of(target.model), self.scope_of_client(client)
+        model, client_scope = account.scope_of(target.model, create=True), self.scope_of_client(client)
         if model is None and account.organization is None and client_scope is None and self.supervisor is None:
             return (account.scope,)
         found = (account.scope, model, account.organization, client_scope, self.supervisor)
@@ -444,6 +460,34 @@ class Ledger:
                 wanted = measure.amount(cost) / (MICRO if measure.what == "money" else 1)
                 return Overdraft(scope, measure.name, wanted, at)
         return None
+
+    def too_large(self, target: Target, usage: Usage, *, answers: bool) -> tuple[Scope, int, int] | None:
+        """(scope, tokens of a minute, tokens of the call) where a call states more than a whole minute has, else None.
+
+        Only what is charged in advance is known for certain; elsewhere the provider decides.
+        """
+        account = self.accounts.get(target.provider)
+        if account is None or not account.counts or account.rules.counting.charge != "advance":
+            return None
+        tokens = self.cost(target, usage, answers=answers).usage.prompt + usage.answer
+        for scope in filter(None, (account.scope, account.scope_of(target.model), account.organization)):
+            for measure in scope.minutes:
+                if measure.what == "tokens" and tokens > measure.window.limit:
+                    return scope, measure.window.limit, tokens
+        return None
+
+    def had_it_alone(self, request_id: str) -> bool:
+        """Whether a call that was refused for tokens of a minute had a whole minute of some scope for itself: it will never fit."""
+        hold = self.holds.get(request_id)
+        if hold is None:
+            return False
+        return any(
+            measure.what == "tokens"
+            and hold.cost.tokens >= measure.window.limit
+            and measure.window.under_way == entry.amount
+            for measure, entry in hold.entries
+            if not measure.is_of_a_day
+        )
 
     # A call.
 
@@ -478,7 +522,7 @@ class Ledger:
                         measure.window.stamp(entry, now)
                     hold.entries.append((measure, entry))
 
-    def take_slot(self, request_id: str, number: int, provider: str, client: str, now: float) -> None:
+    def take_slot(self, request_id: str, number: int, provider: str, client: str, now: float, model: str = "") -> None:
         """Take a slot of an account, if there is such an account, for work that is no call of ours; it counts as a request."""
         for scope in (self.scope_of_client(client), self.supervisor):
             for measure in () if scope is None else scope.minutes:
@@ -486,7 +530,7 @@ class Ledger:
         account = self.accounts.get(provider)
         if account is None:
             return
-        scopes = (account.scope,) if account.organization is None else (account.scope, account.organization)
+        scopes = account.slots_of(model, create=True)
         self.holds[request_id] = Hold(number, scopes, None, NO_COST, 0.0, 0.0)
         for scope in scopes:
             scope.holders[request_id] = number
@@ -504,7 +548,7 @@ class Ledger:
         hold = self.holds.get(request_id)
         if hold is None or hold.target is None:
             return
-        cost = self.cost(hold.target, usage)
+        cost = self.cost(hold.target, usage, answers=hold.cost.answers)
         if cost == hold.cost:
             return
         hold.cost = cost
@@ -600,13 +644,16 @@ class Ledger:
         Slots of accounts are left to whoever knows the requests.
         """
         owed: dict[int, int] = {}
-        for hold in self.holds.values():
+        held: dict[int, set[str]] = {}
+        for request_id, hold in self.holds.items():
+            for scope in hold.scopes:
+                held.setdefault(id(scope), set()).add(request_id)
             for measure, entry in hold.entries:
                 if entry.expires is None:
                     owed[id(measure)] = owed.get(id(measure), 0) + entry.amount
         found = []
         for scope in self._all_scopes():
-            holders = {request_id for request_id, hold in self.holds.items() if scope in hold.scopes}
+            holders = held.get(id(scope), set())
             if scope.kind != "account":
                 found += [f"{scope.kind} {scope.name}: {stray}" for stray in sorted(holders ^ scope.holders.keys())]
             for measure in scope.measures():
@@ -642,7 +689,7 @@ class Ledger:
 
     def _learning_scope(self, account: Account, target: Target) -> Scope | None:
         """What limits the calls at once to this model, made where nothing did until now; None where there are too many."""
-        scope = account.scope_of(target.model)
+        scope = account.scope_of(target.model, create=True)
         if scope is None and len(account.models) < MAX_MODELS:
             scope = Scope("model", f"{account.name}/{target.model}", Limits(), charge=account.rules.counting.charge)
             account.models[target.model] = scope
@@ -708,7 +755,7 @@ class Ledger:
             cut = scope.concurrency is not None and scope.concurrency.is_cut
             if stopped or cut or scope.pause.lasts(now.monotonic):
                 found = True
-                scope.history.add("resumed", "by the operator", now, limit=scope.limit or None)
+                scope.history.add("resumed", "by the operator", now)
             scope.stop, scope.resumed = None, now.monotonic
             self.stops.discard(provider)
             scope.pause.end()
@@ -729,7 +776,7 @@ class Ledger:
     @property
     def may_bar(self) -> bool:
         """Whether anything may be refused for longer than requests wait; where not, nothing else need be asked."""
-        return self._has_days or bool(self.stops)
+        return self._has_days or self._advances or bool(self.stops)
 
 
 def _limits_something(rules: ClientRules) -> bool:

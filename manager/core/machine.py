@@ -62,6 +62,7 @@ from callpool.manager.core.events import (
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.functions import Functions
 from callpool.manager.core.held import HeldSessions
+from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import (
     PLACE_BYTES,
     Accepted,
@@ -96,6 +97,7 @@ LEASE_TICK = 0.02
 """Seconds by which the end of a function, of a wait in the queue or of a held session may come late: nothing else guards these."""
 END_GRACE = 3.0
 """Seconds to wait for a worker's acknowledgement of a cancel before the slot is taken back without it."""
+BYTES_A_TOKEN = 4
 MAX_LOST_ATTEMPTS = 3
 """Dispatches of one request that may be lost with their worker before the call began."""
 
@@ -250,6 +252,10 @@ class Core:
         request = self.receive(event.client, submit, event.session_id, Kind.CALL, now, event.name)
         request.timeouts = self.catalogue.timeouts_for(submit)
         request.queue_timeout = self.catalogue.queue_timeout_for(submit)
+        if (
+            not request.tokens.prompt and submit.operation != "models"
+        ):  # nobody has reckoned: text is about four bytes a token
+            request.tokens = Usage(len(submit.payload) // BYTES_A_TOKEN, request.tokens.answer)
         request.route = self.attempts.route_for(submit)
         advance(request, Move.ENQUEUE)
         self.mark(request, Phase.QUEUED, now)
@@ -281,7 +287,7 @@ class Core:
     def take_session(self, request: Request, now: Now) -> None:
         """Open the session of what is no call, with a slot of its account where it has one. There is room: somebody has looked."""
         number = request.attempt or -request.sequence
-        self.ledger.take_slot(request.request_id, number, request.provider, request.name, now.monotonic)
+        self.ledger.take_slot(request.request_id, number, request.provider, request.name, now.monotonic, request.model)
         self.open_session(request, now)
 
     def open_session(self, request: Request, now: Now) -> None:
@@ -377,7 +383,7 @@ class Core:
         if request.kind is Kind.CALL and self.attempts.goes_on(request, fault, now, effects):
             return
         if fault is not None and request.ending is None:
-            fault = refusals.over_all_calls(request, fault)
+            fault = self.teaching.worded(request, refusals.over_all_calls(request, fault), now)
         self.end(request, fault, now, effects, body=report.body)
 
     def _continue(self, request: Request, report: Continues, now: Now, effects: list[Effect]) -> None:

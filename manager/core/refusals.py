@@ -55,6 +55,21 @@ def capacity_full(
     )
 
 
+def scope_full(scope: Scope, account: str, *, waiting: int, wait: float | None) -> Fault:
+    """All slots of an account, of a model of it or of its organisation are in use; slots that still lag count as active."""
+    learned = scope.concurrency
+    limit = 0 if learned is None else learned.limit
+    fault = capacity_full(limit, scope.active + len(scope.lagging), account, waiting=waiting, wait=wait)
+    if scope.kind == "account":
+        return fault
+    whose = "organisation" if scope.kind == "organization" else scope.kind
+    return msgspec.structs.replace(
+        fault,
+        message=f"{fault.message}, {whose} {scope.name!r}",
+        hint=f"wait, release a session, or raise concurrency of {_table_of(scope)}; `submit` waits by itself",
+    )
+
+
 def creation_failed(cause: Fault) -> Fault:
     """A session cannot be created as it was asked for. The specification fixes the beginning of the text."""
     return Fault(
@@ -137,10 +152,12 @@ def functions_full(waiting: int, size: int, limit: int) -> Fault:
 def queue_full(scheduler: Scheduler, promised: int, wait: float | None) -> Fault:
     """No place in the queue. `wait`: seconds that who comes last now will probably wait."""
     waiting, limit = len(scheduler), scheduler.max_requests
+    places = f", {promised} more places are promised to clients" if promised else ""
+    soon = "" if wait is None else f"; who came last waits for about {wait:.0f} s"
     return Fault(
         code="queue_full",
-        message=f"The queue is full: {waiting} requests wait and {promised} places are promised to clients "
-        f"(limit {limit} requests; {scheduler.queued_bytes} of {scheduler.max_bytes} bytes)",
+        message=f"The queue is full: {waiting} of {limit} requests wait{places}, {scheduler.queued_bytes} of "
+        f"{scheduler.max_bytes} bytes{soon}",
         hint="submit later, or raise max_queued_requests",
         details={
             "waiting": waiting,
@@ -149,6 +166,21 @@ def queue_full(scheduler: Scheduler, promised: int, wait: float | None) -> Fault
             "queued_bytes": scheduler.queued_bytes,
             "predicted_wait": wait,
         },
+    )
+
+
+def how_to_resume(provider: str, cause: str) -> str:
+    """What a person has to do about a stopped account. Keys are read where the supervisor is started, and only then."""
+    resume = f"callpool account resume {provider}"
+    if cause == "credential_refused":
+        return f"with a new key: restart the supervisor; if the same key is good again: {resume}"
+    return f"top up the account or check its plan, then: {resume}"
+
+
+def stopped_with(provider: str, fault: Fault) -> Fault:
+    """The fault of the call whose refusal stopped its account."""
+    return msgspec.structs.replace(
+        fault, message=f"{fault.message}; account {provider!r} is stopped now", hint=how_to_resume(provider, fault.code)
     )
 
 
@@ -164,9 +196,16 @@ def account_stopped(provider: str, stop: Stop, now: float) -> Fault:
     return Fault(
         code="account_stopped",
         message=f"account {provider!r} is stopped, {when}: {stop.fault.message}",
-        hint=None if known else f"{stop.fault.hint or 'mend the account'}; then: callpool account resume {provider}",
+        hint=None if known else how_to_resume(provider, stop.fault.code),
         details=details,
     )
+
+
+def _table_of(scope: Scope) -> str:
+    """Where the configuration has a scope's limits."""
+    tables = {"client": "clients", "organization": "organizations", "account": "providers", "model": "providers"}
+    name, _, model = scope.name.partition("/")
+    return f"[{tables.get(scope.kind, 'supervisor')}.{name}{f'.models.{model!r}' if model else ''}]"
 
 
 def used_up(over: Overdraft, now: float) -> Fault:
@@ -187,7 +226,8 @@ def used_up(over: Overdraft, now: float) -> Fault:
         code="budget_exhausted",
         message=f"{limit} of {whose} {scope.name!r} has no room for this request: {facts['used']:g} of {facts['limit']:g} are used, "
         f"it may need {over.wanted:g}{later}",
-        hint=f"submit later, ask for a shorter answer (max_tokens), or raise {limit}",
+        hint=f"{'submit later, ' if over.wanted <= facts['limit'] else ''}ask for a shorter answer (max_tokens), or raise "
+        f"{limit} of {_table_of(scope)}",
         details={
             "limit": facts["limit"],
             "used": facts["used"],
@@ -200,6 +240,18 @@ def used_up(over: Overdraft, now: float) -> Fault:
     )
 
 
+def too_large(scope: Scope, limit: int, tokens: int) -> Fault:
+    """It states more than a whole minute has."""
+    whose = "organisation" if scope.kind == "organization" else scope.kind
+    return Fault(
+        code="bad_input",
+        message=f"this request may take {tokens:,} tokens, tokens_per_minute of {whose} {scope.name!r} is {limit:,}: it can never go",
+        param="max_tokens",
+        hint="state a smaller max_tokens, or send a shorter prompt",
+        details={"limit": limit, "wanted": tokens},
+    )
+
+
 def rate_full(scope: Scope, at: float, now: float) -> Fault:
     """A minute's requests are used up, and the caller does not wait."""
     whose = "the supervisor" if scope.kind == "supervisor" else f"client {scope.name!r}"
@@ -208,21 +260,30 @@ def rate_full(scope: Scope, at: float, now: float) -> Fault:
         code="capacity_full",
         message=f"max_requests_per_minute of {whose} reached (limit {limit})",
         hint="wait; `submit` waits by itself",
-        details={"limit": limit, "retry_after": max(0.0, at - now)},
+        details={"limit": limit, "retry_after": max(0.0, at - now), "waiting": 0, "predicted_wait": max(0.0, at - now)},
     )
 
 
-def waited_too_long(request: Request, position: int, wait: float | None) -> Fault:
-    """Its time in the queue is over."""
+def waited_too_long(request: Request, position: int, wait: float | None, blocked: str | None) -> Fault:
+    """Its time in the queue is over. `blocked`: what keeps everybody there from going, if anything does."""
     seconds = request.queue_timeout or 0.0
+    tried = [] if request.route is None else [each for each in request.route.tried if each.called]
     more = "" if wait is None else f", and probably for {wait:.1f} s more"
+    why = f"; {blocked}" if blocked else ""
+    if tried:
+        why += f"; its call was refused {len(tried)} times, at last: {tried[-1].message}"
     details: dict[str, Detail] = {
-        "seconds": seconds, "which": "queue", "position": position, "predicted_wait": wait, "sent": False,
-    }  # fmt: skip
+        "seconds": seconds,
+        "which": "queue",
+        "position": position,
+        "predicted_wait": wait,
+        "sent": bool(tried),
+        "cause": tried[-1].code if tried else None,
+    }
     return Fault(
         code="timeout",
-        message=f"it waited in the queue for {seconds:g} s, with {position} requests before it{more}",
-        hint="wait longer (queue_timeout), use a higher priority, or raise the limits of the account",
+        message=f"it waited in the queue of account {request.provider!r} for {seconds:g} s, with {position} requests before it{more}{why}",
+        hint="wait longer (queue_timeout), use a higher priority, or look at `callpool account list`",
         details=details,
     )
 

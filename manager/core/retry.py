@@ -89,6 +89,7 @@ class Route:
         "partial",
         "parts",
         "refusals",
+        "refused_since",
         "remaining",
         "since",
         "tried",
@@ -119,6 +120,8 @@ class Route:
         """Seconds that were left for its calls when it was told to wait; None where it never was."""
         self.refusals = 0
         """Calls that a limit refused: its provider never worked on them."""
+        self.refused_since: float | None = None
+        """Monotonic seconds of the first of those that was not followed by an answer."""
         self.dispatched_at = 0.0
         self.since = 0.0
         """Monotonic seconds since when it waits for its present target."""

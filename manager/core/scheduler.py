@@ -36,6 +36,8 @@ AGED_TURN: Final = 8
 """Of so many turns of an account one is for whoever has waited longest."""
 MANY_FLOWS: Final = 128
 """With more flows than these, a position in the queue is estimated."""
+MANY_REQUESTS: Final = 1_000
+"""With more waiting requests than these, the place of an old one in its client's queue is estimated."""
 HELD_TICK: Final = 0.02
 """Seconds by which a client that was held back may come late."""
 SPARE: Final = 64
@@ -350,7 +352,7 @@ class Scheduler:
         if flow is None:
             return 0
         before = sum(each.count for each in account.classes[: request.rank])
-        own = flow.count - 1 if request.sequence >= flow.latest else self._before(request)
+        own = flow.count - 1 if request.sequence >= flow.latest else self._before(request, queue)
         others, flows = queue.count - flow.count, queue.busy
         if flows > MANY_FLOWS:
             return before + own + min(others, (own + 1) * (flows - 1))
@@ -360,8 +362,13 @@ class Scheduler:
                 before += min(each.count, round(turns * self._weight_of(each.name)))
         return before + own
 
-    def _before(self, request: Request) -> int:
-        """How many of the same client, class and account came before it. O(requests that wait): for those who ask about an old one."""
+    def _before(self, request: Request, queue: FairQueue) -> int:
+        """How many of the same client, class and account came before it; where very many wait, the most that there may be."""
+        if queue.head(request.name, request.target) == request.request_id:
+            return 0
+        flow = queue.flow(request.name)
+        if flow is None or len(self._taking_part) > MANY_REQUESTS:
+            return 0 if flow is None else flow.count - 1
         return sum(
             1
             for other in self._taking_part.values()

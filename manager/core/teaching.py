@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from callpool.manager.core import refusals
 from callpool.manager.core.events import Answer
+from callpool.manager.core.learning import LONGEST_PAUSE
+from callpool.manager.core.windows import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +30,10 @@ LONG_LIMITS: Final = frozenset({"rpd", "tpd", "window"})
 """Limits of a day or of a plan's hours: nobody waits for them in the queue."""
 UNKNOWN_WINDOW: Final = 600.0
 """Seconds after which an account is tried again whose refusal did not say when its allowance begins anew."""
-MOST_UNKNOWN: Final = 5
-"""How often a request waits for a limit that was not named. The pauses in between, without a word from the provider, come to more than
-a minute: it is no limit of a minute then, and waiting for ever would hide an account that is in arrears."""
+UNKNOWN_PATIENCE: Final = 180.0
+"""Seconds for which a request waits for a limit that is not named, from its first such refusal on. That is no limit of a minute then,
+and waiting for ever would hide an account that is in arrears."""
+STOPPING: Final = frozenset({"quota_exhausted", "credential_refused"})
 NO_PERMISSION: Final = 403
 """May be about one model alone, so it never stops an account."""
 
@@ -59,12 +62,18 @@ class Teaching:
         """A call was answered with this, and still holds its slot; whether its request is to wait for another one."""
         if fault.code == "rate_limited":
             return self._hears_of_limit(request, fault, now, effects)
-        ends = fault.code == "quota_exhausted" or (
-            fault.code == "credential_refused" and fault.details.get("status") != NO_PERMISSION
-        )
-        if ends:
+        if fault.code in STOPPING and not (
+            fault.code == "credential_refused" and fault.details.get("status") == NO_PERMISSION
+        ):
             self._stop(request, fault, None, now, effects)
         return False
+
+    def worded(self, request: Request, fault: Fault, now: Now) -> Fault:
+        """The fault of a request whose refusal stopped its account, with what to do about it."""
+        stop = self._core.ledger.stopped(request.provider, now.monotonic)
+        if stop is None or stop.until != NEVER or stop.fault.code != fault.code or fault.code not in STOPPING:
+            return fault
+        return refusals.stopped_with(request.provider, fault)
 
     def _hears_of_limit(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> bool:
         ledger, details = self._core.ledger, fault.details
@@ -73,8 +82,16 @@ class Teaching:
         if details.get("retryable") is True:
             teach = ledger.refuse_concurrency if limit == "concurrency" else ledger.refuse_rate
             teach(request.request_id, request.target, seconds, fault.message, now, self._draw)
-            refusals_so_far = 0 if request.route is None else request.route.refusals
-            return limit is not None or refusals_so_far < MOST_UNKNOWN
+            if ledger.had_it_alone(request.request_id):
+                return False  # a pause would bring it no more than it had
+            route = request.route
+            if route is not None and route.refused_since is None:
+                route.refused_since = now.monotonic
+            since = now.monotonic if route is None or route.refused_since is None else route.refused_since
+            return limit is not None or now.monotonic - since < UNKNOWN_PATIENCE
+        if limit in LONG_LIMITS and seconds is not None and seconds <= LONGEST_PAUSE:
+            ledger.refuse_rate(request.request_id, request.target, seconds, fault.message, now, self._draw)
+            return True  # its day rolls: there will be room for one more at once
         if limit in LONG_LIMITS:
             self._stop(request, fault, UNKNOWN_WINDOW if seconds is None else seconds, now, effects)
         return False

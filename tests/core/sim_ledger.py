@@ -244,6 +244,24 @@ class LimitBooks:
         of_cached = price.input if price.cached_input is None else price.cached_input
         return math.ceil((usage.prompt - cached) * price.input + cached * of_cached + usage.answer * price.output)
 
+    def is_too_large(self, target: Target, usage: Usage) -> bool:
+        """Whether it states more tokens than a minute has, where they are charged in advance."""
+        if self.rules.accounts[target.provider].counting.charge != "advance":
+            return False
+        stated = self.expected(target, usage).prompt + usage.answer
+        bounds = (self.accounts[target.provider], self.model(target), self.organization(target.provider))
+        tallies = [tally for bound in bounds if bound is not None for tally in bound.tallies]
+        return any(tally.name == "tokens_per_minute" and stated > tally.limit for tally in tallies)
+
+    def had_a_minute(self, request_id: str) -> bool:
+        """Whether its call has a whole minute's tokens for itself: then no wait brings it more."""
+        holding = self.holdings[request_id]
+        tokens = holding.usage.prompt + holding.usage.answer
+        return any(
+            tally.name == "tokens_per_minute" and tokens >= tally.limit and tally.under_way() == item.amount
+            for tally, item in holding.items
+        )
+
     def cost(self, target: Target, usage: Usage) -> tuple[int, int]:
         """(tokens, millionths) that such a call reserves."""
         better = self.expected(target, usage)

@@ -66,6 +66,8 @@ class LimitJudge(Books):
 
     def _bar(self, found: Submission, target: Target, now: float) -> str | None:
         """Why nothing like this can go there for longer than anybody waits, or None."""
+        if self.limits.is_too_large(target, found.tokens):
+            return "bad_input"
         if self.limits.is_stopped(target.provider, now):
             return "account_stopped"
         cost = self.limits.cost(target, found.tokens)

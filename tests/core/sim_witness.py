@@ -203,6 +203,9 @@ class Witness(LimitJudge):
         request_id, fault, pieces = report.request_id, report.fault, subject.pieces
         states = self._states_of(subject, report)
         told_to_wait = fault is not None and self._teaches(subject, fault, now)
+        if fault is not None and fault.details.get("limit") == "tpm" and self.limits.had_a_minute(request_id):
+            told_to_wait = False
+            self.seen["larger than a minute"] += 1
         self.limits.settle(request_id, outcome_of(subject, fault), report.usage, now)
         if any(self._is_done(effect, request_id) for effect in effects):
             if told_to_wait and not self.limits.is_stopped(subject.target.provider, now):

@@ -294,7 +294,8 @@ class TestHistory:
         history.add("paused", "refused", Now(0.0, 400.0), seconds=5.0)
         history.add("paused", "refused", Now(0.0, 400.1), seconds=5.0)
         told = [(lesson["what"], lesson["limit"]) for lesson in history.as_plain()]
-        assert told == [("cut", 36), ("raised", 39), ("cut", 30), ("cut", 29), ("paused", None), ("paused", None)]
+        assert told == [("cut", 36), ("raised", 39), ("cut", 30), ("cut", 29), ("paused", None)]
+        assert history.as_plain()[-1]["times"] == 2
 
     def test_it_has_a_bound(self) -> None:
         history = History()

@@ -292,7 +292,7 @@ class TestScopes:
     def test_a_slot_is_given_back_once(self) -> None:
         ledger = ledger_of(AccountRules(limits=Limits(concurrency=1)))
         reserve(ledger, "r", 1)
-        assert ledger.full_account("a", 0.0) is ledger.accounts["a"]
+        assert ledger.full_account("a", 0.0) is ledger.accounts["a"].scope
         ledger.settle("r", "used", None, 0.0)
         ledger.settle("r", "used", None, 0.0)
         assert ledger.full_account("a", 0.0) is None

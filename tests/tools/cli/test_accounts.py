@@ -65,7 +65,7 @@ def test_the_list_tells_limits_use_and_lessons(
         "cut to 2",
         "max organization concurrency: 2",
         "stopped: provider 'dead'",
-        "requests_per_minute of nightly",
+        "max_requests_per_minute of nightly",
     ):
         assert words in " ".join(text.split()), (words, text)
 
@@ -79,7 +79,9 @@ def test_the_json_has_the_same(served: str, capsys: pytest.CaptureFixture[str]) 
     assert accounts["k"]["organization"]["windows"]["tokens_per_minute"]["reserved"] == 0
     assert accounts["dead"]["stopped"]
     [nightly] = told["clients"]
-    assert nightly["windows"]["requests_per_minute"]["used"] == 9, "eight and the one that was refused for its quota"
+    assert nightly["windows"]["max_requests_per_minute"]["used"] == 9, (
+        "eight and the one that was refused for its quota"
+    )
     with callpool.connect(served) as client:
         assert client.sessions.get_metrics()["accounts"]["k"]["effective_limit"] == 2
 
