@@ -82,7 +82,7 @@ class Teaching:
         if details.get("retryable") is True:
             teach = ledger.refuse_concurrency if limit == "concurrency" else ledger.refuse_rate
             teach(request.request_id, request.target, seconds, fault.message, now, self._draw)
-            if ledger.had_it_alone(request.request_id):
+            if limit in ("tpm", None) and ledger.had_it_alone(request.request_id):
                 return False  # a pause would bring it no more than it had
             route = request.route
             if route is not None and route.refused_since is None:

@@ -66,13 +66,17 @@ class LimitJudge(Books):
 
     def _bar(self, found: Submission, target: Target, now: float) -> str | None:
         """Why nothing like this can go there for longer than anybody waits, or None."""
-        if self.limits.is_too_large(target, found.tokens):
-            return "bad_input"
-        if self.limits.is_stopped(target.provider, now):
-            return "account_stopped"
+        return next(iter(self._bars(found, target, now)), None)
+
+    def _bars(self, found: Submission, target: Target, now: float) -> list[str]:
+        """All such reasons, the one that is told first."""
         cost = self.limits.cost(target, found.tokens)
-        used_up = any(bound.overdrawn(cost, now) for bound in self.limits.bounds(target, found.name))
-        return "budget_exhausted" if used_up else None
+        reasons = {
+            "bad_input": self.limits.is_too_large(target, found.tokens),
+            "account_stopped": self.limits.is_stopped(target.provider, now),
+            "budget_exhausted": any(bound.overdrawn(cost, now) for bound in self.limits.bounds(target, found.name)),
+        }
+        return [code for code, holds in reasons.items() if holds]
 
     def _teaches(self, subject: Submission, fault: Fault, now: float) -> bool:
         """What a fault says of the account is noted; whether its request has to wait for another call."""

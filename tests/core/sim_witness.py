@@ -218,6 +218,10 @@ class Witness(LimitJudge):
         if told_to_wait:
             self.seen["told to wait"] += 1
             subject.timeout, subject.deadline = subject.left, None
+            called = now - subject.dispatched_at  # is no waiting
+            subject.submitted_at += called
+            if subject.queue_until is not None:
+                subject.queue_until += called
         else:
             self.seen["made again"] += 1
             longest = 0.5 * 4 * 2**subject.tries
@@ -342,7 +346,7 @@ class Witness(LimitJudge):
     def _ends_waiting(self, found: Submission, fault: Fault | None, now: float) -> States:
         """The states in which a request that waits may end, for this reason."""
         code = None if fault is None else fault.code
-        if code == self._bar(found, found.target, now):
+        if code in self._bars(found, found.target, now):
             self.seen[f"waiting ended by {code}"] += 1
             return frozenset({"error"})
         if code == "timeout":
