@@ -180,7 +180,8 @@ class Client:
         do not take are refused, or left out where its configuration says so. `options` are callpool's own words for what
         providers name differently. Raises at once for bad input
         (BadInput and its subclasses, MetadataTooLarge, DuplicateRequest, CredentialMissing) and when the supervisor takes
-        nothing more (QueueFull, ShuttingDown). Only a drain that begins in the same moment is told by `result()` instead.
+        nothing more (QueueFull, ShuttingDown). What only the supervisor knows is told by `result()` instead: an account that is stopped
+        (AccountStopped), a day's allowance (BudgetExhausted), a wait that took too long (RequestTimeout, `which` "queue"), a drain.
         """
         self.check_process()
         submit = build_submit(
