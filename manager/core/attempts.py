@@ -118,6 +118,10 @@ class Attempts:
             return True
         if delivered and route.parts:
             return False  # a stream that begins again would have to begin with parts that no call brings any more
+        if (
+            fault.code == "rate_limited" and not waits
+        ):  # the same call would be refused again, whatever its provider says
+            fault = msgspec.structs.replace(fault, details={**fault.details, "retryable": False})
         if route.fallbacks and self._core.ledger.may_bar:  # one that can take nothing must not hide this fault
             usual = (request.tokens, request.operation, request.name, now)
             route.fallbacks[:] = [target for target in route.fallbacks if self._bar(target, *usual) is None]
