@@ -117,6 +117,7 @@ SAFE = [
     "limit_concurrency",
     "limit_rpm",
     "limit_tpm",
+    "limit_tpd",  # it says that there will be room in a second: such a day rolls
     *[name for name in FAULTS if name.startswith("retry_after_") and name not in WAITS_TOO_LONG],
 ]
 IN_DOUBT = [
@@ -138,7 +139,6 @@ FINAL = [
     "bad_request",
     "content_filter",
     "finish_content_filter",
-    "limit_tpd",
     "model_gone",
     "quota",
     "redirect_loop",

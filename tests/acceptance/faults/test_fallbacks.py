@@ -58,7 +58,7 @@ def with_model(fake: FakeProviderProcess, model: str) -> list[CallRecord]:
         ("model_gone", 1, {}),  # the model's trouble
         ("unauthorized", 1, {}),  # the account's
         ("quota", 1, {}),
-        ("limit_tpd", 1, {}),
+        ("limit_tpd", 1, {"max_attempts": 1}),
         ("limit_rpm", 1, {"max_attempts": 1}),
         ("redirect_loop", 1, {}),
         ("http_500", 3, {}),  # the provider's
