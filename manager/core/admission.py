@@ -11,10 +11,11 @@ from callpool.manager.core.windows import NEVER
 
 if TYPE_CHECKING:
     from callpool.manager.core.circuits import Circuits
-    from callpool.manager.core.ledger import Ledger, Overdraft, Scope
+    from callpool.manager.core.ledger import Ledger
     from callpool.manager.core.requests import Now, Request
     from callpool.manager.core.retry import Target
     from callpool.manager.core.scheduler import Held, Scheduler
+    from callpool.manager.core.scopes import Overdraft, Scope
 
 
 class Admission:

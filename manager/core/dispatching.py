@@ -12,9 +12,9 @@ from callpool.manager.core import refusals
 from callpool.manager.core.admission import Admission
 from callpool.manager.core.events import ToWorker
 from callpool.manager.core.forecast import Forecast
-from callpool.manager.core.ledger import NO_COST
 from callpool.manager.core.messages import Dispatch
 from callpool.manager.core.requests import Phase
+from callpool.manager.core.scopes import NO_COST
 from callpool.manager.core.states import Move, advance
 from callpool.manager.core.windows import NEVER
 

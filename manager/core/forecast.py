@@ -8,8 +8,9 @@ from callpool.manager.core.limits import Usage
 from callpool.manager.core.windows import MINUTE, NEVER
 
 if TYPE_CHECKING:
-    from callpool.manager.core.ledger import Account, Cost, Scope
+    from callpool.manager.core.ledger import Account
     from callpool.manager.core.requests import Now
+    from callpool.manager.core.scopes import Cost, Scope
 
 NEWEST: Final = 0.1
 """Weight of the newest call in the means."""

@@ -12,10 +12,10 @@ from callpool.manager.core.retry import MAX_PARTS
 from callpool.manager.core.states import State
 
 if TYPE_CHECKING:
-    from callpool.manager.core.ledger import Overdraft, Scope, Stop
     from callpool.manager.core.requests import Request
     from callpool.manager.core.retry import Target
     from callpool.manager.core.scheduler import Scheduler
+    from callpool.manager.core.scopes import Overdraft, Scope, Stop
 
 BY_DRAIN = "drain"
 """The `reason` of an end that a drain's deadline made."""

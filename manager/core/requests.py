@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from callpool.manager.core.ledger import NO_COST, Outcome
+from callpool.manager.core.ledger import Outcome
 from callpool.manager.core.limits import PRIORITIES, Usage
 from callpool.manager.core.retry import Attempt, Target
+from callpool.manager.core.scopes import NO_COST
 from callpool.manager.core.states import State, Word
 
 if TYPE_CHECKING:
     from callpool.manager.core.catalogue import Timeouts
     from callpool.manager.core.faults import Fault
-    from callpool.manager.core.ledger import Scope
     from callpool.manager.core.messages import Submit
     from callpool.manager.core.retry import Route
+    from callpool.manager.core.scopes import Scope
     from callpool.manager.core.sessions import Session
 
 

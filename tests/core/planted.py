@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from callpool.manager.core.dispatching import Dispatching
 from callpool.manager.core.draining import Draining
 from callpool.manager.core.events import AccountClosed, CancelAsked, ToClient, WorkerUp
-from callpool.manager.core.ledger import Ledger, Scope
+from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.machine import Core
 from callpool.manager.core.messages import Accepted, Done
 from callpool.manager.core.scheduler import Scheduler
+from callpool.manager.core.scopes import Scope
 from callpool.manager.core.sessions import SessionTable
 from callpool.manager.core.states import State
 

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING, Any
 from callpool.manager.core.admission import Admission
 from callpool.manager.core.deadlines import Deadlines
 from callpool.manager.core.learning import Concurrency
-from callpool.manager.core.ledger import Ledger, Scope
+from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.machine import Core
 from callpool.manager.core.scheduler import Scheduler
+from callpool.manager.core.scopes import Scope
 from callpool.manager.core.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from callpool.manager.core.faults import Fault
-    from callpool.manager.core.ledger import Cost
     from callpool.manager.core.ledger import Outcome as CallOutcome
     from callpool.manager.core.limits import LedgerRules, Usage
     from callpool.manager.core.requests import Now, Phase, Request
     from callpool.manager.core.retry import Target
     from callpool.manager.core.scheduler import Held, _Account
+    from callpool.manager.core.scopes import Cost
 
 
 class RefundForgotten(Ledger):

@@ -11,9 +11,9 @@ from .sim_model import Violation
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from callpool.manager.core.ledger import Scope
     from callpool.manager.core.machine import Core
     from callpool.manager.core.scheduler import Scheduler
+    from callpool.manager.core.scopes import Scope
 
     from .sim_witness import Witness
 

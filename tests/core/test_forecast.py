@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from callpool.manager.core.forecast import Forecast
-from callpool.manager.core.ledger import NO_COST, Ledger
+from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.limits import AccountRules, Counting, LedgerRules, Limits, Usage
 from callpool.manager.core.messages import Accepted, Rejected
 from callpool.manager.core.retry import Target
+from callpool.manager.core.scopes import NO_COST
 
 from .attempts import BAD, bench, fail
 from .build import to_clients

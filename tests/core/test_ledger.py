@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.learning import USUAL_PAUSE
-from callpool.manager.core.ledger import MAX_MODELS, MICRO, NO_COST, Cost, Ledger, Outcome, Scope
+from callpool.manager.core.ledger import MAX_MODELS, Ledger, Outcome
 from callpool.manager.core.limits import AccountRules, ClientRules, Counting, LedgerRules, Limits, Price, Usage
 from callpool.manager.core.requests import Now
 from callpool.manager.core.retry import Target
+from callpool.manager.core.scopes import MICRO, NO_COST, Cost, Scope
 from callpool.manager.core.windows import DAY, MINUTE, NEVER
 
 from .build import STEADY
