@@ -350,24 +350,28 @@ class Ledger:
                 if measure.moment == "answer":
                     measure.window.stamp(entry, now)
 
-    def settle(self, request_id: str, outcome: Outcome, usage: Usage | None, now: float, *, lag: bool = False) -> None:
-        """The call is over: give back its slot, and what it has not used. `lag`: the provider may not know yet that it is over."""
+    def settle(self, request_id: str, outcome: Outcome, usage: Usage | None, now: float) -> None:
+        """The call is over: give back its slot, and what it has not used.
+
+        The provider may not know yet that a call in doubt is over, nor even have read it: its slot is kept, and its minute begins, as
+        if it had ended `cancel_lag` later.
+        """
         hold = self.holds.pop(request_id, None)
         if hold is None:
             return
-        until = now + hold.lag
+        until = now + hold.lag if outcome == "doubt" else now
         for scope in hold.scopes:
             del scope.holders[request_id]
-            if lag and hold.lag > 0.0 and scope.concurrency is not None:
+            if until > now and scope.concurrency is not None:
                 heapq.heappush(scope.lagging, until)
             if outcome == "used" and hold.target is not None:
                 scope.pause.succeeded()
         if hold.entries:
-            self._settle_entries(hold, outcome, usage, now)
+            self._settle_entries(hold, outcome, usage, now, until)
         if outcome == "used" and usage is not None and hold.target is not None:
             self.reckoning.learn(hold.target, hold.cost.estimate, usage)
 
-    def _settle_entries(self, hold: Hold, outcome: Outcome, usage: Usage | None, now: float) -> None:
+    def _settle_entries(self, hold: Hold, outcome: Outcome, usage: Usage | None, now: float, until: float) -> None:
         target = hold.target
         if outcome == "unused" or target is None:
             for measure, entry in hold.entries:
@@ -388,7 +392,7 @@ class Ledger:
             if measure.what != "requests":
                 what = charged if not measure.is_of_a_day else used
                 measure.window.correct(entry, measure.amount(what), now)
-            measure.window.stamp(entry, now)
+            measure.window.stamp(entry, until)
 
     # Clients that come and go.
 

@@ -479,7 +479,7 @@ class Core:
                 may_have_begun = request.state is State.PROCESSING or request.worker in self.by_worker
                 outcome = "doubt" if may_have_begun else "unused"
         usage = request.usage if request.outcome is not None else None
-        self.ledger.settle(request.request_id, outcome, usage, now.monotonic, lag=outcome == "doubt")
+        self.ledger.settle(request.request_id, outcome, usage, now.monotonic)
         request.outcome = None
         if self.scheduler.any_held:
             self.scheduler.let_go(request.name)

@@ -5,7 +5,9 @@
 
 A provider's window counts arrivals, and what we know of an arrival is only that it lies between our dispatch and the first byte that
 comes back. So an entry counts from its reservation on, and its seconds begin when it is stamped: whatever lies in a window of the
-provider's lies in ours too. Amounts are whole numbers, so that what is given back is exactly what was taken.
+provider's lies in ours too. Where no byte will come any more, because we ended the call or its worker died, the request may still be
+on its way: it is stamped for a moment that is yet to come. Amounts are whole numbers, so that what is given back is exactly what was
+taken.
 """
 
 from __future__ import annotations
@@ -67,22 +69,27 @@ class Window:
         elif self._grain:  # it was gathered with others
             next(each for each in reversed(self._ended) if each.expires == entry.expires).amount += change
 
-    def stamp(self, entry: Entry, now: float) -> None:
-        """It has certainly arrived: it counts for so many seconds more. A second stamp changes nothing."""
+    def stamp(self, entry: Entry, at: float) -> None:
+        """By then, now or soon, it has certainly arrived: it counts for so many seconds more. A second stamp changes nothing."""
         if entry.expires is not None:
             return
         self.under_way -= entry.amount
+        expires = at + self._seconds
+        if self._grain:
+            expires = math.ceil(expires / self._grain) * self._grain
+        entry.expires = expires
+        ended = self._ended
+        place = len(ended)
+        while place and ended[place - 1].expires > expires:  # type: ignore[operator]  # all of them have ended
+            place -= 1  # past those that were stamped for later
         if not self._grain:
-            entry.expires = now + self._seconds
-            self._ended.append(entry)
-            return
-        entry.expires = math.ceil((now + self._seconds) / self._grain) * self._grain
-        if self._ended and self._ended[-1].expires == entry.expires:
-            self._ended[-1].amount += entry.amount
+            ended.insert(place, entry)
+        elif place and ended[place - 1].expires == expires:
+            ended[place - 1].amount += entry.amount
         else:
             gathered = Entry(entry.amount)
-            gathered.expires = entry.expires
-            self._ended.append(gathered)
+            gathered.expires = expires
+            ended.insert(place, gathered)
 
     def refund(self, entry: Entry, now: float) -> None:
         """It never arrived; an entry may be stamped already where it is our own sending that counts."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from callpool.manager.core.faults import Fault
+    from callpool.manager.core.ledger import Hold
     from callpool.manager.core.ledger import Outcome as CallOutcome
     from callpool.manager.core.limits import LedgerRules, Usage
     from callpool.manager.core.requests import Now, Phase, Request
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
 class RefundForgotten(Ledger):
     """What a refused call, or one that never began, had reserved stays reserved as if it had been used."""
 
-    def settle(
-        self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float, *, lag: bool = False
-    ) -> None:
-        super().settle(request_id, "failed" if outcome == "unused" else outcome, usage, now, lag=lag)
+    def settle(self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float) -> None:
+        super().settle(request_id, "failed" if outcome == "unused" else outcome, usage, now)
 
 
 class DoubtRefunded(Core):
@@ -58,6 +57,13 @@ class StampedAtDispatch(Ledger):
     ) -> None:
         super().reserve(request_id, number, target, client, cost, now, scopes)
         self.answered(request_id, now)
+
+
+class DoubtStampedAtItsEnd(Ledger):
+    """The minute of a call in doubt begins as we end it, although its request may come a moment later."""
+
+    def _settle_entries(self, hold: Hold, outcome: CallOutcome, usage: Usage | None, now: float, until: float) -> None:
+        super()._settle_entries(hold, outcome, usage, now, now)
 
 
 class ShortMinute(Ledger):
@@ -89,10 +95,10 @@ class BudgetNotReserved(Ledger):
 class LagForgotten(Ledger):
     """The slot of a call that we ended is free at once, although its provider may not know yet."""
 
-    def settle(
-        self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float, *, lag: bool = False
-    ) -> None:
+    def settle(self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float) -> None:
         super().settle(request_id, outcome, usage, now)
+        for scope in self._all_scopes():
+            scope.lagging.clear()
 
 
 class CutNotApplied(Ledger):

@@ -303,10 +303,11 @@ class LimitBooks:
         """It is over: `unused`, `used`, `failed` or `doubt`."""
         holding = self.holdings.pop(request_id)
         counting = self.rules.accounts[holding.target.provider].counting
+        over = now + counting.cancel_lag if outcome == "doubt" else now
         for bound in holding.bounds:
             bound.out.discard(request_id)
-            if outcome == "doubt" and bound.concurrency is not None and counting.cancel_lag:
-                bound.lagging.append(now + counting.cancel_lag)
+            if over > now and bound.concurrency is not None:
+                bound.lagging.append(over)
         if outcome == "unused":
             for tally, item in holding.items:
                 if (item.until is None or now < item.until) and item in tally.items:
@@ -320,7 +321,7 @@ class LimitBooks:
         for tally, item in holding.items:
             if tally.what != "requests" and (item.until is None or now < item.until):
                 item.amount = tally.amount(tokens if tally.day else charged, micros)
-            tally.stamp(item, now)
+            tally.stamp(item, over)
         if outcome == "used" and usage is not None:
             self.reckoning.learn(holding.target, holding.estimate, usage)
 

@@ -6,6 +6,7 @@ core: some window of the provider held more than the core believed.
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING, NamedTuple
 
 from callpool.manager.core.faults import Fault
@@ -79,6 +80,8 @@ class Providers:
                     self._models[name, model] = _Scope(f"{name}/{model}", limits)
         self._organizations = {name: _Scope(name, limits) for name, limits in truth.organizations.items()}
         self._where: dict[int, list[_Scope]] = {}
+        self._on_the_way: list[tuple[float, int, str, str, Bill, float]] = []
+        """A heap of calls that nobody waits for any more: (when each arrives, its number, where, what it takes, when it ends)."""
         self.refused: dict[str, int] = {}
 
     def _scopes(self, account: str, model: str) -> list[_Scope]:
@@ -106,6 +109,23 @@ class Providers:
             scope.tokens[call] = now, tokens
         self._where[call] = scopes
         return None
+
+    def arrive_late(self, call: int, account: str, model: str, bill: Bill, now: float) -> None:
+        """A call was ended from our side before it came: it comes within the lag, and by then it is noticed that it was ended."""
+        lag = self._world.provider_lag
+        at = now + lag * self._chance.random()
+        heapq.heappush(self._on_the_way, (at, call, account, model, bill, now + lag))
+
+    def catch_up(self, now: float) -> Fault | None:
+        """What was on its way until now has come; the first refusal of it, which nobody hears."""
+        first: Fault | None = None
+        while self._on_the_way and self._on_the_way[0][0] <= now:
+            at, call, account, model, bill, ends = heapq.heappop(self._on_the_way)
+            fault = self.arrive(call, account, model, bill, at)
+            for scope in self._where.pop(call, ()):
+                scope.out[call] = ends
+            first = first or fault
+        return first
 
     def _refusal(self, account: str, scope: _Scope, limit: str, seconds: float) -> Fault:
         named = seconds if self._chance.random() < 0.5 else None

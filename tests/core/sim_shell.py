@@ -107,14 +107,25 @@ class Shell:
 
     def arrives(self, order: Dispatch) -> Fault | None:
         """A call comes to its provider. One that the core has given up on is nobody's any more: it is not seen."""
-        found = self.witness.live.get(order.request_id)
-        if found is None or found.worker is None or found.attempt != order.attempt:
+        if not self._is_owned(order):
             return None
+        late = self.providers.catch_up(self.now)
         bill = self.bills[order.payload]
         fault = self.providers.arrive(order.attempt, order.provider, order.model, bill, self.now)
-        if fault is not None and self.world.honest:
-            raise Violation("provider_refused", f"{found} came to {order.provider}: {fault.message}")
+        for refusal in (late, fault):
+            if refusal is not None and self.world.honest:
+                raise Violation("provider_refused", f"{order} came to {order.provider}: {refusal.message}")
         return fault
+
+    def arrives_late(self, order: Dispatch) -> None:
+        """Its worker ended it, or died, as it was on its way."""
+        if self._is_owned(order):
+            bill = self.bills[order.payload]
+            self.providers.arrive_late(order.attempt, order.provider, order.model, bill, self.now)
+
+    def _is_owned(self, order: Dispatch) -> bool:
+        found = self.witness.live.get(order.request_id)
+        return found is not None and found.worker is not None and found.attempt == order.attempt
 
     def ends(self, order: Dispatch, *, by_us: bool, forgiven: bool) -> None:
         """A provider is done with a call."""

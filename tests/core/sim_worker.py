@@ -64,6 +64,9 @@ class Net(Protocol):
     def arrives(self, order: Dispatch) -> Fault | None:
         """It comes to its provider: served, or refused."""
 
+    def arrives_late(self, order: Dispatch) -> None:
+        """It was ended on its way, and comes all the same."""
+
     def ends(self, order: Dispatch, *, by_us: bool, forgiven: bool) -> None:
         """Its provider is done with it, or will be as soon as it notices."""
 
@@ -125,7 +128,7 @@ class FakeWorker:
         self.inbox.clear()
         for call in self.calls:
             if call.started and not call.arrived and self._chance.random() < 0.5:
-                call.arrived = self._net.arrives(call.order) is None
+                self._net.arrives_late(call.order)
             if call.arrived:
                 self._net.ends(call.order, by_us=True, forgiven=False)
         self.calls.clear()
@@ -161,7 +164,10 @@ class FakeWorker:
             if draw < 0.9:
                 self._arrive(call, trouble)
             else:
-                self._finish(call, says(_one_of(ENDS_ON_THE_WAY, chance)))
+                code = _one_of(ENDS_ON_THE_WAY, chance)
+                if code != "provider_unreachable" and chance.random() < 0.5:
+                    self._net.arrives_late(order)
+                self._finish(call, says(code))
         elif draw < 0.35 and call.pieces < 3:
             self._report(call, Piece(order.request_id, order.attempt, piece_of(order.payload, call.pieces)))
             call.pieces += 1

@@ -143,16 +143,18 @@ class World:
             self.sees(self.b.do(WorkerDown(1, "died")))
             self.at(now + 1.0, lambda: self.sees(self.b.do(WorkerUp(1))))
             return
+        known = now if call["first"] is None else call["first"]
         if call["cancelled"]:
             why, call["fault"] = Fault(code="cancelled", message="m"), None
             done += self.chance.random() * rules.cancel_lag
+            known = done if call["first"] is None else known  # its request may still be on its way
         used = Usage(usage.prompt, self.chance.randint(0, usage.answer))
         if call.get("fault") is None:
-            known = now if call["first"] is None else call["first"]
             arrived = charged = self.chance.choice([call["sent"], known, self.chance.uniform(call["sent"], known)])
             tokens = usage.prompt + usage.answer
             if rules.charge == "actual":  # what was used is counted at some moment until it has been used
-                charged = self.chance.choice([arrived, now, self.chance.uniform(arrived, now)])
+                charged = self.chance.choice([arrived, known, now, self.chance.uniform(arrived, max(now, known))])
+                charged = max(arrived, charged)
                 tokens = used.prompt + used.answer
             self.calls.append(
                 Call(order.provider, order.model, call["client"], call["sent"], arrived, charged, done, tokens)

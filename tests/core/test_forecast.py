@@ -115,7 +115,7 @@ class TestWait:
     def test_slots_that_count_on_are_not_free(self) -> None:
         ledger = ledger_of(concurrency=1, lag=5.0)
         out(ledger, 1)
-        ledger.settle("r0", "doubt", None, 0.0, lag=True)
+        ledger.settle("r0", "doubt", None, 0.0)
         assert self.wait(ledger, 0, now=1.0) == 2.0
         assert self.wait(ledger, 0, now=5.0) == 0.0
 

@@ -21,13 +21,14 @@ from .build import STEADY
 
 A, B = Target("a", "m"), Target("b", "m")
 OTHER = Target("a", "n")
+LAG = 5.0
 RULES = LedgerRules(
     accounts={
         "a": AccountRules(
             limits=Limits(concurrency=4, requests_per_minute=6, tokens_per_minute=300),
             models={"m": Limits(concurrency=3, tokens_per_minute=200)},
             prices={"m": Price(input=1.0, output=3.0, cached_input=0.25)},
-            counting=Counting(cancel_lag=5.0),
+            counting=Counting(cancel_lag=LAG),
             organization="o",
         ),
         "b": AccountRules(
@@ -193,12 +194,12 @@ def test_against_a_book(script: list[Step]) -> None:  # noqa: C901 - one branch 
                         line["amount"] = amount_of(line["name"], line["limit"], better, target)
             else:
                 told = usage if verb == "used" else None
-                ledger.settle(request_id, verb, told, time, lag=verb == "doubt")  # type: ignore[arg-type]
+                ledger.settle(request_id, verb, told, time)  # type: ignore[arg-type]
                 ledger.reckoning._known.clear()
                 settle_in(book, request_id, verb, told, before, time)
                 if verb == "doubt" and target.provider == "a":
                     keys = [("account", "a"), ("organization", "o")] + ([("model", "a/m")] if target == A else [])
-                    book.lagging += [(key, time + 5.0) for key in keys]
+                    book.lagging += [(key, time + LAG) for key in keys]
                 del book.calls[request_id]
         elif slots:
             gone = next(iter(slots))
@@ -234,7 +235,8 @@ def settle_in(book: Book, request_id: str, verb: str, told: Usage | None, before
             line["amount"] = amount_of(line["name"], line["limit"], of, target)
         if line["ends"] is None:
             seconds = DAY if line["name"].endswith("_per_day") else MINUTE
-            ends = time + seconds
+            arrived = time + LAG if verb == "doubt" and target.provider == "a" else time
+            ends = arrived + seconds
             line["ends"] = -(-ends // 300.0) * 300.0 if seconds == DAY else ends
 
 
@@ -304,16 +306,36 @@ class TestScopes:
         reserve(ledger, "r", 1)
         assert ledger.full_account("a", 0.0) is not None
 
-    @pytest.mark.parametrize("lag", [True, False])
-    def test_the_slot_of_a_call_that_we_ended_counts_on(self, *, lag: bool) -> None:
+    @pytest.mark.parametrize("outcome", ["doubt", "used", "failed", "unused"])
+    def test_the_slot_of_a_call_in_doubt_counts_on(self, outcome: Outcome) -> None:
         ledger = ledger_of(AccountRules(limits=Limits(concurrency=1), counting=Counting(cancel_lag=2.0)))
         reserve(ledger, "r", 1)
-        ledger.settle("r", "doubt", None, 10.0, lag=lag)
-        scope = ledger.accounts["a"].scope
-        assert scope.is_full(11.9) is lag
-        if lag:
-            assert scope.opens_at(now(11.0)) == 12.0
+        ledger.settle("r", outcome, None, 10.0)
+        scope, lags = ledger.accounts["a"].scope, outcome == "doubt"
+        assert scope.is_full(11.9) is lags
+        assert scope.opens_at(now(11.0)) == (12.0 if lags else 11.0)
         assert not scope.is_full(12.0)
+
+    @pytest.mark.parametrize(("outcome", "ends"), [("doubt", 72.0), ("used", 70.0), ("failed", 70.0), ("unused", 0.0)])
+    def test_the_minute_of_a_call_in_doubt_begins_when_it_must_have_arrived(
+        self, outcome: Outcome, ends: float
+    ) -> None:
+        """Its worker was killed, and its request may be in the provider's hands a moment later."""
+        ledger = ledger_of(
+            AccountRules(limits=Limits(concurrency=9, requests_per_minute=2), counting=Counting(cancel_lag=2.0))
+        )
+        reserve(ledger, "r", 1)
+        reserve(ledger, "other", 2)
+        ledger.settle("r", outcome, None, 10.0)
+        ledger.settle("other", "used", None, 11.0)
+        scope = ledger.accounts["a"].scope
+        [minute] = scope.minutes
+        first, both = sorted((max(ends, 13.0), 71.0))
+        assert scope.opens_at(now(13.0)) == first
+        assert minute.window.room_at(2, 13.0) == both
+        for time in (12.9, 69.9, 70.0, 71.0, 72.0):
+            minute.window.forget(time)
+            assert minute.window.used == (time < ends) + (time < 71.0), time
 
     def test_slots_that_count_on_for_different_times(self) -> None:
         """Accounts of one organisation may have lags of their own."""
@@ -324,7 +346,7 @@ class TestScopes:
         ledger = Ledger(LedgerRules(accounts=accounts, organizations={"o": Limits(concurrency=2)}))
         for number, target in enumerate((A, B)):
             ledger.reserve(f"r{number}", number, target, "c", NO_COST, 0.0)
-            ledger.settle(f"r{number}", "doubt", None, 0.0, lag=True)
+            ledger.settle(f"r{number}", "doubt", None, 0.0)
         scope = ledger.organizations["o"]
         assert scope.is_full(0.9)
         assert scope.opens_at(now(0.9)) == 1.0

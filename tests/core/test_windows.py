@@ -36,7 +36,7 @@ class Model:
 Step = tuple[str, int, int]
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["reserve", "reserve", "stamp", "refund", "correct", "pass", "look"]),
+        st.sampled_from(["reserve", "reserve", "stamp", "soon", "refund", "correct", "pass", "look"]),
         st.integers(0, 12),
         st.integers(0, 9),
     ),
@@ -62,9 +62,10 @@ def test_against_a_list(script: list[Step]) -> None:  # noqa: C901 - one branch 
             assert window.room_at(number, now) == model.room_at(number, now)
         elif entry is not None:
             amount, expires = model.entries[entry]
-            if verb == "stamp":
-                window.stamp(entry, now)
-                model.entries[entry] = amount, now + MINUTE if expires is None else expires
+            if verb in ("stamp", "soon"):
+                at = now if verb == "stamp" else now + number
+                window.stamp(entry, at)
+                model.entries[entry] = amount, at + MINUTE if expires is None else expires
             elif verb == "correct":
                 window.correct(entry, number, now)
                 if expires is None or expires > now:
@@ -76,7 +77,7 @@ def test_against_a_list(script: list[Step]) -> None:  # noqa: C901 - one branch 
         window.forget(now)
         assert (window.used, window.under_way) == (model.used(now), model.under_way())
         assert window.settled(now) == model.used(now) - model.under_way()
-    now += MINUTE
+    now += MINUTE + 12
     window.forget(now)
     assert window.used == window.under_way == model.under_way()
 
@@ -154,16 +155,20 @@ def day() -> Window:
     return Window(1_000, DAY, grain=DAY_GRAIN)
 
 
-def test_a_day_keeps_few_sums_and_none_too_short() -> None:
+@pytest.mark.parametrize("later", [0.0, 200.0, 1_000.0])
+def test_a_day_keeps_few_sums_and_none_too_short(later: float) -> None:
+    """`later`: every third one is stamped for a moment that is yet to come."""
     window, now = day(), 12_345.0
     ends = []
-    for _ in range(2_000):
+    for number in range(2_000):
         entry = window.reserve(1)
-        window.stamp(entry, now)
-        ends.append(now + DAY)
+        at = now + (later if number % 3 == 0 else 0.0)
+        window.stamp(entry, at)
+        ends.append(at + DAY)
         now += 86.4
         window.forget(now)
-        assert len(window._ended) <= DAY / DAY_GRAIN + 2
+        assert len(window._ended) <= (DAY + later) / DAY_GRAIN + 2
+        assert [each.expires for each in window._ended] == sorted({each.expires or 0.0 for each in window._ended})
         counted = sum(at > now for at in ends)
         assert counted <= window.used <= counted + DAY_GRAIN / 86.4 + 1
 
