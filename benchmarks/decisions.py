@@ -1,19 +1,22 @@
 """What one scheduling decision costs while many wait: a request comes, another one goes.
 
-The queue alone, without supervisor or processes: requests of a number of clients wait, and for each one that goes another one comes.
-The cost must not rise with the number that waits.
+First the queue alone: requests of a number of clients wait, and for each one that goes another one comes. Then the whole core with
+its ledger (`core_step`). The cost must not rise with the number that waits.
 """
 
 from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from typing import Literal
 
 from callpool.manager.core.messages import Submit
 from callpool.manager.core.requests import Request
 from callpool.manager.core.retry import Target
 from callpool.manager.core.scheduler import Scheduler
+from core_step import CLIENTS as CLIENTS_OF_CORE
+from core_step import RULES, Machine
 from measuring import Result, Sizes, ratio_name, take_turns
 
 QUEUED = (100, 1_000, 10_000, 100_000)
@@ -78,24 +81,51 @@ class Queue:
 
 
 def run(sizes: Sizes) -> list[Result]:
-    """Push and next, for each number of clients and of requests that wait."""
-    return [_measure(clients, sizes) for clients in CLIENTS]
+    """Push and next, for each number of clients and of requests that wait; then a request's whole way through the core."""
+    return [
+        *(_decisions(clients, sizes) for clients in CLIENTS),
+        *(_requests(limits, sizes) for limits in RULES),
+    ]
 
 
-def _measure(clients: int, sizes: Sizes) -> Result:
+def _decisions(clients: int, sizes: Sizes) -> Result:
     decisions = 2 * sizes.noops
-    sizes_of_queues = [queued for queued in QUEUED if queued <= 10 * sizes.queued]
-    queues = {_name(queued): Queue(queued, clients) for queued in sizes_of_queues}
-    for queue in queues.values():
-        queue.decide(decisions)  # the heaps reach the size that they keep
-    contenders = {name: (lambda queue=queue: queue.decide(decisions)) for name, queue in queues.items()}
-    result = Result(
+    return _measure(
+        sizes,
+        lambda queued: Queue(queued, clients).decide,
+        decisions,
         name=f"scheduling decision, {clients:,} clients",
         what=f"push and next, on one account, while the requests of {clients:,} clients wait",
+        counted="decisions",
+    )
+
+
+def _requests(limits: str, sizes: Sizes) -> Result:
+    return _measure(
+        sizes,
+        lambda queued: Machine(queued, RULES[limits]).serve,
+        sizes.noops,
+        name=f"a request through the core, {limits}",
+        what=f"start, end, the next one's dispatch and a submit, while the requests of {CLIENTS_OF_CORE} clients wait",
+        counted="requests",
+    )
+
+
+def _measure(
+    sizes: Sizes, make: Callable[[int], Callable[[int], float]], count: int, *, name: str, what: str, counted: str
+) -> Result:
+    sizes_of_queues = [queued for queued in QUEUED if queued <= 10 * sizes.queued]
+    measured = {_name(queued): make(queued) for queued in sizes_of_queues}
+    for run_once in measured.values():
+        run_once(count)  # heaps and tables reach the size that they keep
+    contenders = {name: (lambda run_once=run_once: run_once(count)) for name, run_once in measured.items()}
+    result = Result(
+        name=name,
+        what=what,
         unit="µs",
         better="less",
         figures=take_turns(contenders, sizes.rounds),
-        counts={"decisions": decisions * sizes.rounds * len(queues)},
+        counts={counted: count * sizes.rounds * len(measured)},
     )
     least, most = _name(sizes_of_queues[0]), _name(sizes_of_queues[-1])
     return result.compare(most, least).aim(ratio_name(most, least), at_most=MOST_RISE)

@@ -15,6 +15,7 @@ import pytest
 from callpool.tools.testing.fake_provider import CallRecord
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+CORE_LIMITS = ("slots alone", "limits of every kind")
 CONTENDERS = {
     "noops": {
         "no-ops one by one": {"callpool", "Pool.apply_async", "ProcessPoolExecutor.submit"},
@@ -67,7 +68,10 @@ CONTENDERS = {
         },
         "memory of a session": {"resident", "by its own count"},
     },
-    "decisions": {f"scheduling decision, {clients} clients": {"100 queued"} for clients in ("1", "10", "1,000")},
+    "decisions": {
+        **{f"scheduling decision, {clients} clients": {"100 queued"} for clients in ("1", "10", "1,000")},
+        **{f"a request through the core, {limits}": {"100 queued"} for limits in CORE_LIMITS},
+    },
 }
 COUNTS = {
     "no-ops one by one": {"requests of callpool": 3 * 40},  # by one thread, by 8 threads, by 4 processes
@@ -83,6 +87,7 @@ COUNTS = {
     "session lifecycle": {"lifecycles of callpool": 10 + 10 + 40},  # two verbs, four verbs, 4 processes
     "memory of a session": {"sessions held": 50},
     **{f"scheduling decision, {clients} clients": {"decisions": 80} for clients in ("1", "10", "1,000")},
+    **{f"a request through the core, {limits}": {"requests": 40} for limits in CORE_LIMITS},
 }
 
 
