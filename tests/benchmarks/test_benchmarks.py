@@ -133,7 +133,7 @@ def test_all_benchmarks_run_and_count_right(tmp_path: Path) -> None:
         assert all(len(figures) == 1 for figures in result["figures"].values()), result["name"]
         assert result["name"] in ended.stdout
     assert {result["name"]: result["counts"] for result in results if result["counts"]} == COUNTS
-    assert sum(len(result["targets"]) for result in results) == 10
+    assert sum(len(result["targets"]) for result in results) == 12
 
 
 def test_an_unknown_benchmark_is_refused_by_name() -> None:
