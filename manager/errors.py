@@ -32,6 +32,9 @@ __all__ = [
     "HandshakeFailed",
     "HolderGone",
     "IllegalMove",
+    "JournalConflict",
+    "JournalRefused",
+    "JournalUnavailable",
     "KeyInUse",
     "MetadataTooLarge",
     "ModelGone",
@@ -48,6 +51,7 @@ __all__ = [
     "QuotaExhausted",
     "RateLimited",
     "RequestCancelled",
+    "RequestConflict",
     "RequestInterrupted",
     "RequestTimeout",
     "ResultTimeout",
@@ -210,6 +214,12 @@ class DuplicateRequest(SessionError):
     code = "duplicate_request"
 
 
+class RequestConflict(SessionError):
+    """A job with this id asks for something else: nothing was changed. Use a new id, or send what was sent first."""
+
+    code = "request_conflict"
+
+
 class IllegalMove(SessionError):
     """The state table has no such move from this state: look at `state` first. Nothing was changed."""
 
@@ -250,6 +260,12 @@ class BudgetExhausted(CallpoolError, RuntimeError):
     """A day's tokens or money of the account, organisation or client are used up: submit later, or raise the limit."""
 
     code = "budget_exhausted"
+
+
+class JournalUnavailable(CallpoolError, RuntimeError):
+    """No job can be taken now, because none could be written down: see the reason; submit later, or without `durable`."""
+
+    code = "journal_unavailable"
 
 
 class CredentialMissing(CallpoolError, RuntimeError):
@@ -424,6 +440,18 @@ class StartFailed(CallpoolError, RuntimeError):
     """The supervisor did not get ready: the message has its last words, the log has the rest."""
 
     code = "start_failed"
+
+
+class JournalRefused(CallpoolError, RuntimeError):
+    """The journal's file is not ours, newer than we are, damaged, or where it cannot be trusted: nothing was changed in it."""
+
+    code = "journal_refused"
+
+
+class JournalConflict(CallpoolError, RuntimeError):
+    """The journal holds another state of a job than the supervisor: a defect, please report it with the log."""
+
+    code = "journal_conflict"
 
 
 class UnsafePath(CallpoolError, PermissionError):

@@ -1,0 +1,463 @@
+"""The journal's file: SQLite in WAL mode, opened once, by the supervisor alone.
+
+A batch of records is ONE statement: an INSERT into a view whose triggers do the compare-and-set. So it is one transaction, one wait for
+the disk, and the interpreter's lock is let go once: a thread that steps through a dozen statements beside a busy event loop waits for
+the lock a dozen times.
+
+Rules: nobody else opens the file, nothing copies it while it is open (locks would be lost), and a file that is not ours, is newer than
+we are, or is damaged is left as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from callpool.manager.core.faults import Fault
+from callpool.manager.core.limits import Usage
+from callpool.manager.core.messages import Submit
+from callpool.manager.core.records import AttemptStarted, Job, JobAccepted, JobEnded, JobWaits, Kept
+from callpool.manager.errors import JournalConflict, JournalRefused, JournalUnavailable
+from callpool.manager.mounts import network_file_system
+from callpool.manager.private import open_private_dir, open_private_file
+from callpool.manager.store_schema import APPLICATION_ID, MIGRATIONS, MOVE_COLUMNS, SCHEMA, VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from callpool.manager.core.records import Record
+
+Durability = Literal["full", "process"]
+"""What an acknowledged job survives: a loss of power as well, or the end of any process."""
+
+STATEMENT_ROWS: Final = 64
+"""Records of one statement; each number up to it has a prepared one."""
+CHECKED_BYTES: Final = 256 * 1024 * 1024
+"""Up to this size the whole file is checked when it is opened: a tenth of a second for each 100 MB, about."""
+CHECKPOINT_PAGES: Final = 4_000
+"""Pages of the write-ahead log at which a commit copies them into the file: 16 MB. Idle moments do it earlier."""
+PAGE_BYTES: Final = 4_096
+SWEEP_ROWS: Final = 500
+"""Jobs that one sweep forgets at most: whoever commits waits behind it."""
+
+_LIVE: Final = ("queued", "started")
+_encode = msgspec.msgpack.Encoder().encode
+_submit = msgspec.msgpack.Decoder(Submit)
+_kept = msgspec.msgpack.Decoder(Kept)
+_usage = msgspec.msgpack.Decoder(Usage)
+_fault = msgspec.json.Decoder(Fault)
+_PLACES: Final = f"({','.join('?' * len(MOVE_COLUMNS))})"
+_INSERTS: Final = {
+    rows: f"INSERT INTO moves VALUES {','.join([_PLACES] * rows)}"  # noqa: S608 - no text of anybody's
+    for rows in range(1, STATEMENT_ROWS + 1)
+}
+
+
+class Store:
+    """One open journal. Not for two threads at once; `write` and the questions belong to whoever commits."""
+
+    def __init__(self, path: Path, *, durability: Durability = "full", max_bytes: int | None = None) -> None:
+        """Open it, or make it where there is none. Raises JournalRefused, UnsafePath, OSError."""
+        self.path = path
+        self._durability = durability
+        self._max_bytes = max_bytes
+        _refuse_place(path)
+        if not _is_there(path):
+            self._create()
+        self._database = self._open(path)
+        try:
+            self._check()
+            self._migrate()
+        except BaseException:
+            self._database.close()
+            raise
+
+    # Opening.
+
+    def _create(self) -> None:
+        """Make an empty journal beside, and move it into place when it is whole: an empty file is never ours."""
+        temporary = self.path.with_name(f"{self.path.name}.new")
+        for leftover in (temporary, *_beside(temporary)):
+            leftover.unlink(missing_ok=True)
+        os.close(open_private_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        with _explained(self.path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
+            database.execute(f"PRAGMA page_size={PAGE_BYTES}")
+            database.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            database.executescript(f"BEGIN; {SCHEMA} COMMIT;")
+        with temporary.open("rb") as made:
+            os.fsync(made.fileno())
+        temporary.rename(self.path)
+        _sync_directory(self.path)
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        os.close(open_private_file(path, os.O_RDWR))  # a regular file of ours, and no link: before SQLite touches it
+        if path.stat().st_size == 0:
+            raise JournalRefused(
+                f"{path} is empty: it was cut off, for a journal never is",
+                hint="restore it from a copy, or move it away to begin without the jobs that it held",
+                path=str(path),
+            )
+        with _explained(path):
+            database = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, cached_statements=2 * STATEMENT_ROWS, timeout=2.0
+            )
+            try:
+                database.execute("PRAGMA locking_mode=EXCLUSIVE")  # before the first look: then no memory is shared with anybody
+                self._refuse_foreign(database)
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute(f"PRAGMA synchronous={'FULL' if self._durability == 'full' else 'NORMAL'}")
+                database.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+                database.execute("PRAGMA mmap_size=0")
+                database.execute("PRAGMA temp_store=MEMORY")
+                if self._max_bytes is not None:
+                    database.execute(f"PRAGMA max_page_count={max(1, self._max_bytes // PAGE_BYTES)}")
+            except BaseException:
+                database.close()
+                raise
+        return database
+
+    def _refuse_foreign(self, database: sqlite3.Connection) -> None:
+        [application] = database.execute("PRAGMA application_id").fetchone()
+        [version] = database.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise JournalRefused(
+                f"{self.path} is a database of another program",
+                hint="move it away, or name another directory (CALLPOOL_HOME)",
+                path=str(self.path),
+            )
+        if version > VERSION:
+            raise JournalRefused(
+                f"{self.path} was written by a newer callpool: its schema is {version}, this one knows up to {VERSION}",
+                hint="start the newer version again",
+                path=str(self.path),
+                version=version,
+                known=VERSION,
+            )
+
+    def _check(self) -> None:
+        """Prove that the file is whole, and that it can be written."""
+        with _explained(self.path):
+            if self.path.stat().st_size <= CHECKED_BYTES:
+                found = [row[0] for row in self._database.execute("PRAGMA quick_check(3)")]
+                if found != ["ok"]:
+                    raise _damaged(self.path, "; ".join(found))
+            self._database.execute("UPDATE facts SET value = value + 1 WHERE name = 'opened'")
+
+    def _migrate(self) -> None:
+        """Bring an older schema up to ours, a version at a time, each in one transaction."""
+        [version] = self._database.execute("PRAGMA user_version").fetchone()
+        with _explained(self.path):
+            for step in range(version, VERSION):
+                self._database.executescript(f"BEGIN; {MIGRATIONS[step]} PRAGMA user_version={step + 1}; COMMIT;")
+
+    def close(self) -> None:
+        """Copy what is in the write-ahead log into the file, and close. Idempotent."""
+        with contextlib.suppress(sqlite3.Error):  # a full disk must not keep us from ending; the log is read at the next start
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._database.close()
+
+    def reopen(self) -> None:
+        """After an error of the disk: what SQLite has in its hands may be wrong, what is in the file is checked again."""
+        with contextlib.suppress(sqlite3.Error):
+            self._database.close()
+        self._database = self._open(self.path)
+        self._check()
+
+    # Writing.
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Commit records, all or none. Raises JournalUnavailable, and JournalConflict where one is of a past that is over."""
+        if not records:
+            return
+        database = self._database
+        with _explained(self.path):
+            if len(records) <= STATEMENT_ROWS:
+                self._insert(records)
+                return
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                for start in range(0, len(records), STATEMENT_ROWS):
+                    self._insert(records[start : start + STATEMENT_ROWS])
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:  # SQLite has given up some by itself
+                    database.execute("ROLLBACK")
+                raise
+
+    def _insert(self, records: Sequence[Record]) -> None:
+        values: list[Any] = []
+        for record in records:
+            values += _row(record)
+        self._database.execute(_INSERTS[len(records)], values)
+
+    def probe(self) -> None:
+        """Whether anything can be written. Raises JournalUnavailable."""
+        with _explained(self.path):
+            self._database.execute("UPDATE facts SET value = value + 1 WHERE name = 'probed'")
+
+    # Questions.
+
+    def find(self, request_ids: Iterable[str]) -> dict[str, Job]:
+        """The jobs of these ids that the journal knows, results included."""
+        found = {}
+        for request_id in request_ids:
+            for job in self._jobs("WHERE request_id = ?", (request_id,), results=True):
+                found[request_id] = job
+        return found
+
+    def known(self, request_ids: Sequence[str]) -> set[str]:
+        """Which of these ids the journal knows."""
+        found: set[str] = set()
+        with _explained(self.path):
+            for start in range(0, len(request_ids), STATEMENT_ROWS):
+                part = request_ids[start : start + STATEMENT_ROWS]
+                rows = self._database.execute(
+                    f"SELECT request_id FROM jobs WHERE request_id IN ({','.join('?' * len(part))})",  # noqa: S608
+                    part,
+                )
+                found.update(row[0] for row in rows)
+        return found
+
+    def unfinished(self) -> list[Job]:
+        """Every job that has not ended, in the order of acceptance, with what it takes to go on."""
+        return list(self._jobs("WHERE ended_at IS NULL", (), submits=True))
+
+    def one(self, request_id: str) -> Job | None:
+        """One job with all that is kept of it."""
+        return next(iter(self._jobs("WHERE request_id = ?", (request_id,), submits=True, results=True)), None)
+
+    def page(self, *, states: Sequence[str] = (), before: int | None = None, limit: int = 100) -> list[Job]:
+        """Jobs without their texts, the last accepted first; `before` is the number of the last one of the page before."""
+        conditions, values = [], list[Any]()
+        if states:
+            conditions.append(f"state IN ({','.join('?' * len(states))})")
+            values += states
+        if before is not None:
+            conditions.append("number < ?")
+            values.append(before)
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        return list(self._jobs(f"{where} ORDER BY number DESC LIMIT ?", (*values, limit), order=False))
+
+    def counts(self) -> dict[str, int]:
+        """State → how many jobs are in it."""
+        with _explained(self.path):
+            return dict(self._database.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
+
+    def last_attempt(self) -> int:
+        """The highest number that an attempt ever had: those of later runs must be above it."""
+        with _explained(self.path):
+            [number] = self._database.execute("SELECT value FROM facts WHERE name = 'attempt'").fetchone()
+        return int(number)
+
+    def _jobs(
+        self, where: str, values: Sequence[Any], *, submits: bool = False, results: bool = False, order: bool = True
+    ) -> Iterator[Job]:
+        more = f"{'payloads.submit, payloads.next' if submits else 'NULL, NULL'}, {'results.body' if results else 'NULL'}"
+        joins = " LEFT JOIN payloads USING (number)" if submits else ""
+        joins += " LEFT JOIN results USING (number)" if results else ""
+        sql = f"SELECT {_COLUMNS}, {more} FROM jobs{joins} {where}{' ORDER BY number' if order else ''}"  # noqa: S608 - our own words
+        with _explained(self.path):
+            for row in self._database.execute(sql, values):
+                yield _job(row)
+
+    # Housekeeping.
+
+    def sweep(self, ended_before: float) -> int:
+        """Forget some jobs that ended before this wall-clock second; returns how many."""
+        with _explained(self.path):
+            done = self._database.execute(
+                "DELETE FROM jobs WHERE number IN (SELECT number FROM jobs WHERE ended_at < ? ORDER BY ended_at LIMIT ?)",
+                (ended_before, SWEEP_ROWS),
+            )
+            self._database.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+        return done.rowcount
+
+    def checkpoint(self) -> None:
+        """Copy the write-ahead log into the file, for an idle moment."""
+        with _explained(self.path):
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def compact(self) -> None:
+        """Give unused space back to the file system. Takes as much again while it works."""
+        with _explained(self.path):
+            self._database.execute("VACUUM")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def integrity(self) -> list[str]:
+        """What is wrong with the file; empty where all is well."""
+        with _explained(self.path):
+            found = [row[0] for row in self._database.execute("PRAGMA integrity_check(100)")]
+        return [] if found == ["ok"] else found
+
+    def size(self) -> int:
+        """Bytes of the file and of what is beside it."""
+        total = 0
+        for path in (self.path, *_beside(self.path)):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
+
+def _row(record: Record) -> tuple[Any, ...]:
+    """A record as a row of `moves`."""
+    if type(record) is AttemptStarted:
+        return (
+            "start", record.request_id, "queued", record.was, "started", record.attempt, record.tries, record.at,
+            None, None, None, None, None, None, None, None, None, None, None, None,
+        )  # fmt: skip
+    if type(record) is JobEnded:
+        return (
+            "end", record.request_id, record.was, record.attempt, record.state, record.attempt, record.tries, record.at,
+            None, None, None, None, None, None, record.duration, record.started, record.body,
+            None if record.fault is None else msgspec.json.encode(record.fault),
+            None if record.usage is None else _encode(record.usage), None,
+        )  # fmt: skip
+    if type(record) is JobAccepted:
+        submit = record.submit
+        return (
+            "accept", record.request_id, None, None, "queued", 0, 0, record.at,
+            record.name, submit.provider, submit.model, submit.priority, record.session_id, record.fingerprint,
+            None, None, _encode(submit), None, None, None,
+        )  # fmt: skip
+    if type(record) is JobWaits:
+        return (
+            "wait", record.request_id, record.was, record.attempt, "queued", record.attempt, 0, None,
+            None, record.kept.provider, record.kept.model, None, None, None, None, None, record.payload, None, None, _encode(record.kept),
+        )  # fmt: skip
+    raise TypeError(f"no record: {type(record).__name__}")
+
+
+_COLUMNS: Final = (
+    "number, request_id, name, fingerprint, session_id, state, attempt, tries, accepted_at, provider, model, priority, started_at, "
+    "ended_at, duration, had_session, usage, fault, kept"
+)
+
+
+def _job(row: Sequence[Any]) -> Job:
+    usage, fault, kept, submit, payload, body = row[16:]
+    return Job(
+        number=row[0],
+        request_id=row[1],
+        name=row[2],
+        fingerprint=row[3],
+        session_id=row[4],
+        state=row[5],
+        attempt=row[6],
+        tries=row[7],
+        accepted_at=row[8],
+        provider=row[9],
+        model=row[10],
+        priority=row[11],
+        started_at=row[12],
+        ended_at=row[13],
+        duration=row[14],
+        had_session=bool(row[15]),
+        usage=None if usage is None else _usage.decode(usage),
+        fault=None if fault is None else _fault.decode(fault),
+        kept=None if kept is None else _kept.decode(kept),
+        submit=None if submit is None else _submit.decode(submit),
+        payload=payload,
+        body=body,
+    )
+
+
+# Places and errors.
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a journal, or was one: a log without its file means that somebody took the file away."""
+    if path.is_symlink() or path.exists():
+        return True
+    log = next((each for each in _beside(path) if each.exists()), None)
+    if log is not None:
+        raise JournalRefused(
+            f"{path} is gone, and {log.name} is still there",
+            hint=f"put the file back, or move {log.name} away to begin without the jobs that it held",
+            path=str(path),
+        )
+    return False
+
+
+def _beside(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm", "-journal")]
+
+
+def _refuse_place(path: Path) -> None:
+    os.close(open_private_dir(path.parent, create=True))
+    found = network_file_system(path.parent)
+    if found is not None:
+        raise JournalRefused(
+            f"{path.parent} is on a network file system ({found}), where locks and syncs cannot be trusted",
+            hint="name a directory on a local disk (CALLPOOL_HOME)",
+            path=str(path),
+            file_system=found,
+        )
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _damaged(path: Path, found: str) -> JournalRefused:
+    return JournalRefused(
+        f"{path} is damaged: {found[:300]}",
+        hint="restore it from a copy, or move it away to begin without the jobs that it held",
+        path=str(path),
+    )
+
+
+class _explained(contextlib.AbstractContextManager[None]):  # noqa: N801 - it reads as a word
+    """Turns what SQLite says into our words."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise _explain(self._path, error) from error
+
+
+def _explain(path: Path, error: sqlite3.Error) -> Exception:
+    code = getattr(error, "sqlite_errorcode", None)
+    name = getattr(error, "sqlite_errorname", None) or type(error).__name__
+    kind = None if code is None else code & 0xFF
+    said = str(error)
+    if kind == sqlite3.SQLITE_CONSTRAINT:
+        return JournalConflict(f"the journal holds something else: {said}", path=str(path), reason=said)
+    if kind == sqlite3.SQLITE_NOTADB:
+        return JournalRefused(
+            f"{path} is no journal of callpool: {said}",
+            hint="move it away, or name another directory (CALLPOOL_HOME)",
+            path=str(path),
+        )
+    if kind == sqlite3.SQLITE_CORRUPT:
+        return _damaged(path, said)
+    if kind == sqlite3.SQLITE_BUSY:
+        return JournalRefused(
+            f"{path} is open in another program", hint="close it there: only the supervisor may", path=str(path)
+        )
+    if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
+        return JournalUnavailable(
+            f"{path} cannot be written: {said}", hint="look at its rights and at the disk", path=str(path), reason=name
+        )
+    if kind == sqlite3.SQLITE_FULL:
+        return JournalUnavailable(
+            f"there is no room for the journal {path}: {said}",
+            hint="free some space, raise max_bytes in [journal], or keep results for a shorter time",
+            path=str(path),
+            reason=name,
+        )
+    return JournalUnavailable(f"the journal {path} fails: {said} ({name})", path=str(path), reason=name)
+
+
