@@ -13,7 +13,21 @@ _NETWORK: Final = frozenset({
     "ocfs2", "orangefs", "pvfs2", "smb3", "smbfs", "vboxsf", "vmhgfs",
 })  # fmt: skip
 """Where other machines, or a host, write too. Locks of these lie, or shared memory does not work."""
-_NETWORK_FUSE: Final = ("ceph", "cifs", "dav", "gcsfuse", "gluster", "goofys", "mount-s3", "nfs", "rclone", "s3fs", "smb", "ssh", "vmhgfs")
+_NETWORK_FUSE: Final = (
+    "ceph",
+    "cifs",
+    "dav",
+    "gcsfuse",
+    "gluster",
+    "goofys",
+    "mount-s3",
+    "nfs",
+    "rclone",
+    "s3fs",
+    "smb",
+    "ssh",
+    "vmhgfs",
+)
 """Beginnings of what stands after `fuse.`."""
 
 

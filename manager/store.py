@@ -107,7 +107,9 @@ class Store:
                 path, isolation_level=None, check_same_thread=False, cached_statements=2 * STATEMENT_ROWS, timeout=2.0
             )
             try:
-                database.execute("PRAGMA locking_mode=EXCLUSIVE")  # before the first look: then no memory is shared with anybody
+                database.execute(
+                    "PRAGMA locking_mode=EXCLUSIVE"
+                )  # before the first look: then no memory is shared with anybody
                 self._refuse_foreign(database)
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute(f"PRAGMA synchronous={'FULL' if self._durability == 'full' else 'NORMAL'}")
@@ -157,7 +159,9 @@ class Store:
 
     def close(self) -> None:
         """Copy what is in the write-ahead log into the file, and close. Idempotent."""
-        with contextlib.suppress(sqlite3.Error):  # a full disk must not keep us from ending; the log is read at the next start
+        with contextlib.suppress(
+            sqlite3.Error
+        ):  # a full disk must not keep us from ending; the log is read at the next start
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._database.close()
 
@@ -257,7 +261,9 @@ class Store:
     def _jobs(
         self, where: str, values: Sequence[Any], *, submits: bool = False, results: bool = False, order: bool = True
     ) -> Iterator[Job]:
-        more = f"{'payloads.submit, payloads.next' if submits else 'NULL, NULL'}, {'results.body' if results else 'NULL'}"
+        more = (
+            f"{'payloads.submit, payloads.next' if submits else 'NULL, NULL'}, {'results.body' if results else 'NULL'}"
+        )
         joins = " LEFT JOIN payloads USING (number)" if submits else ""
         joins += " LEFT JOIN results USING (number)" if results else ""
         sql = f"SELECT {_COLUMNS}, {more} FROM jobs{joins} {where}{' ORDER BY number' if order else ''}"  # noqa: S608 - our own words
@@ -423,7 +429,7 @@ class _explained(contextlib.AbstractContextManager[None]):  # noqa: N801 - it re
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, sqlite3.Error):
             raise _explain(self._path, error) from error
 
@@ -459,5 +465,3 @@ def _explain(path: Path, error: sqlite3.Error) -> Exception:
             reason=name,
         )
     return JournalUnavailable(f"the journal {path} fails: {said} ({name})", path=str(path), reason=name)
-
-

@@ -103,7 +103,7 @@ CREATE TRIGGER job_ended INSTEAD OF INSERT ON moves WHEN NEW.kind = 'end' BEGIN
     DELETE FROM payloads
     WHERE NEW.state <> 'interrupted' AND number = (SELECT number FROM jobs WHERE request_id = NEW.request_id);
 END;
-"""
+"""  # noqa: S608 - made of our own words alone
 
 MIGRATIONS: Final[dict[int, str]] = {}
 """Version → the statements that make the next one of it."""

@@ -20,7 +20,6 @@ from callpool.manager.core import refusals
 from callpool.manager.core.catalogue import NOT_GIVEN, given_timeouts
 from callpool.manager.core.circuits import Circuits
 from callpool.manager.core.deadlines import Deadlines
-from callpool.manager.core.events import ToClient
 from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import RESTART, Chunk
 from callpool.manager.core.requests import Phase
@@ -138,8 +137,9 @@ class Attempts:
             return False
         self._record(request, now, fault.code, fault.message, plan.wait)
         if delivered:
-            effects.append(ToClient(request.client, Chunk(request.request_id, RESTART)))
+            self._core.tell(request, Chunk(request.request_id, RESTART), effects)
         self._wait_again(request, plan, now, effects)
+        self._core.jobs.waits(request, now, effects)
         return True
 
     def take_part(self, request: Request, report: Continues, now: Now, effects: list[Effect]) -> None:
@@ -160,6 +160,7 @@ class Attempts:
         route.fallbacks.clear()  # nobody else can go on with what this one has begun
         self._requeue(request, Phase.CONTINUED, now)
         self._wait_or_end(request, now, effects)
+        self._core.jobs.waits(request, now, effects, payload=report.payload)
 
     def _told_to_wait(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
         """A limit refused its call: it waits again at its place, and what waiting takes is not of its timeout."""
@@ -178,6 +179,7 @@ class Attempts:
             del request.phases[MAX_PHASES // 4 : MAX_PHASES // 2]
         self.redirect(request, now)
         self._wait_or_end(request, now, effects)
+        self._core.jobs.waits(request, now, effects)
 
     def end_wait(self, request: Request, now: Now, effects: list[Effect]) -> None:
         """It has waited in the queue for as long as it may."""
@@ -238,6 +240,20 @@ class Attempts:
         self._requeue(request, Phase.RETRY, now)
         self.redirect(request, now)
         self._wait_or_end(request, now, effects)
+        self._core.jobs.waits(request, now, effects)
+
+    def never_sent(self, request: Request, now: Now) -> None:
+        """It was never handed to its worker, which knows nothing of it: the caller decides where it waits."""
+        request.tries -= 1
+        if request.route is not None:
+            request.route.tries_here -= 1
+            if request.route.tries_here == 0 and not any(each.called for each in request.route.tried):
+                request.route.deadline = None
+        self._requeue(request, Phase.RETRY, now)
+
+    def most_calls(self, submit: Submit) -> int:
+        """Calls on one target that this request may have."""
+        return self.retries.rules_of(submit.provider).attempts if submit.max_attempts is None else submit.max_attempts
 
     def leave(self, request: Request) -> None:
         """Its call is over, whatever it came to: a circuit that it probed may be probed again."""
@@ -293,7 +309,7 @@ class Attempts:
         """Aim a request that is not in the queue yet, and whose target is shut, at the next one that is not, if there is one."""
         target = self._other_target(request, now) if request.route is not None and request.route.fallbacks else None
         if target is not None:
-            self._aim(request, target)
+            self.aim(request, target)
 
     def _other_target(self, request: Request, now: Now) -> Target | None:
         """The first fallback that is not barred, where the target is; those before it are forgotten."""
@@ -387,7 +403,7 @@ class Attempts:
         """Let a waiting request wait for another target, at once."""
         self._core.scheduler.remove(request.request_id)
         self.rests.clear(request.request_id)
-        self._aim(request, target)
+        self.aim(request, target)
         self.wait(request, now)
 
     def _record(self, request: Request, now: Now, code: str, message: str, wait: float) -> None:
@@ -414,7 +430,7 @@ class Attempts:
     def _wait_again(self, request: Request, plan: Plan, now: Now, effects: list[Effect]) -> None:
         self._requeue(request, Phase.RETRY, now)
         if plan.target is not None:
-            self._aim(request, plan.target)
+            self.aim(request, plan.target)
             self.redirect(request, now)
         if plan.wait > 0.0:
             self._core.scheduler.rest(request)
@@ -433,7 +449,7 @@ class Attempts:
         if request.route is not None and request.route.deadline is not None:
             core.deadlines.set(request.request_id, request.route.deadline)
 
-    def _aim(self, request: Request, target: Target) -> None:
+    def aim(self, request: Request, target: Target) -> None:
         """From now on its calls go there."""
         self.retries.count(request.provider).fallbacks += 1
         request.target = target

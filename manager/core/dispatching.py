@@ -12,7 +12,7 @@ from callpool.manager.core import refusals
 from callpool.manager.core.admission import Admission
 from callpool.manager.core.events import ToWorker
 from callpool.manager.core.forecast import Forecast
-from callpool.manager.core.messages import Dispatch
+from callpool.manager.core.messages import Accepted, Dispatch
 from callpool.manager.core.requests import Phase
 from callpool.manager.core.scopes import NO_COST
 from callpool.manager.core.states import Move, advance
@@ -52,7 +52,9 @@ class Dispatching:
             request = scheduler.next(admission, now.monotonic)
             if request is None:
                 return
-            if core.attempts.is_overdue(request, now):
+            if request.job is not None and core.jobs.down is not None:
+                core.jobs.rest(request)
+            elif core.attempts.is_overdue(request, now):
                 core.end(request, refusals.timed_out(request), now, effects)
             elif (over := admission.overdrawn(request)) is not None:
                 if core.attempts.goes_elsewhere(request, now):
@@ -96,6 +98,8 @@ class Dispatching:
         core.deadlines.set(request.request_id, now.monotonic + left + TIMEOUT_GRACE)
         core.waits.clear(request.request_id)
         timeouts = request.timeouts
+        if request.job is not None:
+            core.jobs.started(request, now, effects)
         order = Dispatch(
             request.request_id,
             request.attempt,
@@ -134,6 +138,11 @@ class Dispatching:
     def position(self, request: Request) -> int:
         """How many go before it."""
         return self._core.scheduler.position(request)
+
+    def accepted(self, request: Request, now: Now) -> Accepted:
+        """The answer to a submit: its place, and how long it will probably wait."""
+        position = self.position(request)
+        return Accepted(request.request_id, position, self.predicted_wait(request, position, now))
 
     def predicted_wait(self, request: Request, position: int, now: Now) -> float | None:
         """Seconds that it will probably wait, from now on; None while nothing is known."""

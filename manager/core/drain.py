@@ -17,6 +17,8 @@ class Drain:
         self.deadline = now + timeout
         self.cut_at: float | None = None
         self.reported = False
+        self.parked = 0
+        """Jobs that wait in the journal for the next start."""
         self._initial_active = active
         self._final_active: int | None = None
         self._total_sessions = total_sessions
@@ -58,7 +60,7 @@ class Drain:
         finished = sum(self._ended[state] for state in (State.COMPLETED, State.ERROR, State.TIMEOUT, State.CANCELLED))
         return DrainReport(
             finished=finished,
-            parked=0,
+            parked=self.parked,
             cancelled=self._cut,
             interrupted=self._ended[State.INTERRUPTED],
             shutdown_duration=now - self.began_at,

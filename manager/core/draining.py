@@ -42,6 +42,7 @@ class Draining:
             total_sessions=core.sessions.created,
         )
         effects += [ToClient(client, Revoke()) for client in core.places.revoke_all()]
+        core.jobs.park_waiting()
         core.tick(Tick(), now, effects)
 
     def cut_asked(self, _event: CutAsked, now: Now, effects: list[Effect]) -> None:

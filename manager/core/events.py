@@ -12,6 +12,7 @@ import msgspec
 
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import ClientEvent, Continues, Finished, Note, Piece, Started, Submit, WorkerOrder
+from callpool.manager.core.records import Job, Record
 from callpool.manager.core.states import Move
 
 
@@ -147,6 +148,42 @@ class AccountClosed(_Event, frozen=True):
     reason: str | None
 
 
+class JobsRecovered(_Event, frozen=True):
+    """What the journal held when the supervisor started: jobs that have not ended, in the order of their acceptance."""
+
+    jobs: list[Job]
+    last_attempt: int
+    """The highest number that an attempt of any earlier run had."""
+
+
+class JobKnown(_Event, frozen=True):
+    """A submit has been taken in, and not recorded: the journal has a job of its id already."""
+
+    request_id: str
+    job: Job
+
+
+class JobResolved(_Event, frozen=True):
+    """A person decides about a job in doubt. Answered with `{request_id, state}`."""
+
+    job: Job
+    retry: bool
+
+
+class JournalDown(_Event, frozen=True):
+    """Records could not be written: nothing of these was sent to anybody."""
+
+    fault: Fault
+    refused: list[str] = []
+    """Jobs whose acceptance was not recorded."""
+    unstarted: list[str] = []
+    """Jobs whose start was not."""
+
+
+class JournalUp(_Event, frozen=True):
+    """Records are written again."""
+
+
 class DrainAsked(_Event, frozen=True):
     """Refuse new requests, let accepted ones finish for `timeout` seconds, then cut."""
 
@@ -179,6 +216,11 @@ Event = (
     | Reported
     | AccountClosed
     | AccountResumed
+    | JobsRecovered
+    | JobKnown
+    | JobResolved
+    | JournalDown
+    | JournalUp
     | DrainAsked
     | CutAsked
     | Tick
@@ -204,6 +246,12 @@ class ToLane(_Event, frozen=True):
 
     holder: str
     order: WorkerOrder
+
+
+class ToJournal(_Event, frozen=True):
+    """Write this down. What follows about the same request waits until that is durable."""
+
+    record: Record
 
 
 class Answer(_Event, frozen=True):
@@ -241,4 +289,4 @@ class Drained(_Event, frozen=True):
     report: DrainReport
 
 
-Effect = ToClient | ToWorker | ToLane | Answer | Drained
+Effect = ToClient | ToWorker | ToLane | ToJournal | Answer | Drained

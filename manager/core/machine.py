@@ -44,6 +44,11 @@ from callpool.manager.core.events import (
     Effect,
     Event,
     FunctionAsked,
+    JobKnown,
+    JobResolved,
+    JobsRecovered,
+    JournalDown,
+    JournalUp,
     MetricsReset,
     Noted,
     Reported,
@@ -62,10 +67,10 @@ from callpool.manager.core.events import (
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.functions import Functions
 from callpool.manager.core.held import HeldSessions
+from callpool.manager.core.jobs import Jobs
 from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import (
     PLACE_BYTES,
-    Accepted,
     CancelCall,
     Chunk,
     Continues,
@@ -91,7 +96,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.drain import Drain
     from callpool.manager.core.ledger import Ledger
     from callpool.manager.core.lifecycle import Lifecycle
-    from callpool.manager.core.messages import Submit
+    from callpool.manager.core.messages import ClientEvent, Submit
 
 LEASE_TICK = 0.02
 """Seconds by which the end of a function, of a wait in the queue or of a held session may come late: nothing else guards these."""
@@ -126,6 +131,13 @@ def state_of(fault: Fault | None) -> State:
     return State.COMPLETED if fault is None else _STATE_OF_FAULT.get(fault.code, State.ERROR)
 
 
+def _may_cancel(request: Request, client: str | None) -> bool:
+    """The operator may end anything; a client its own, and a job that it waits for."""
+    if client is None or client == request.client:
+        return True
+    return request.job is not None and client in request.job.watchers
+
+
 class Core:
     """All shared state of the supervisor. Its owner is the service, which calls it under the one lock."""
 
@@ -144,8 +156,9 @@ class Core:
         own_retry_rules: Mapping[str, RetryRules] | None = None,
         circuit_rules: CircuitRules = _CIRCUITS,
         draw: Callable[[], float] = lambda: 0.5,
+        journaled: bool = False,
     ) -> None:
-        """`draw` gives numbers from 0 to below 1, all as likely; the shell's are random."""
+        """`draw` gives numbers from 0 to below 1, all as likely; the shell's are random. `journaled`: whether jobs are taken."""
         self.catalogue = catalogue
         self.sessions = sessions
         self.ledger = ledger
@@ -174,6 +187,7 @@ class Core:
         )
         self.teaching = Teaching(self, draw)
         self.dispatching = Dispatching(self)
+        self.jobs = Jobs(self, journaled=journaled)
         self._sequence = 0
         self._dispatches = 0
         self._handlers: dict[type[Event], Handler] = {
@@ -194,6 +208,11 @@ class Core:
             WorkerDown: self._worker_down,
             AccountClosed: self._account_closed,
             AccountResumed: self.teaching.resumed,
+            JobsRecovered: self.jobs.recover,
+            JobKnown: self.jobs.known,
+            JobResolved: self.jobs.resolve,
+            JournalDown: self.jobs.journal_down,
+            JournalUp: self.jobs.journal_up,
             DrainAsked: self.draining.asked,
             CutAsked: self.draining.cut_asked,
             Tick: self.tick,
@@ -243,6 +262,8 @@ class Core:
 
     def _submitted(self, event: Submitted, now: Now, effects: list[Effect]) -> None:
         submit = event.submit
+        if submit.durable and self.jobs.meets_another(event, now, effects):
+            return
         size = len(submit.payload) + len(submit.metadata)
         promised = not submit.acknowledge and size <= PLACE_BYTES and self.places.use(event.client)
         fault = self._refuse(event, now, promised=promised)
@@ -257,14 +278,14 @@ class Core:
         ):  # nobody has reckoned: text is about four bytes a token
             request.tokens = Usage(len(submit.payload) // BYTES_A_TOKEN, request.tokens.answer)
         request.route = self.attempts.route_for(submit)
+        if submit.durable:
+            self.jobs.accept(request, event, now, effects)
         advance(request, Move.ENQUEUE)
         self.mark(request, Phase.QUEUED, now)
         self.attempts.redirect(request, now)
         self.attempts.wait(request, now)
         if submit.acknowledge:
-            position = self.dispatching.position(request)
-            wait = self.dispatching.predicted_wait(request, position, now)
-            effects.append(ToClient(event.client, Accepted(request.request_id, position, wait)))
+            effects.append(ToClient(event.client, self.dispatching.accepted(request, now)))
         self._grant(event.client, effects)
 
     def receive(self, client: str, submit: Submit, session_id: str, kind: Kind, now: Now, name: str = "") -> Request:
@@ -274,7 +295,8 @@ class Core:
         request = Request(client, submit, session_id, self._sequence, timeout, kind, name)
         request.since = now.monotonic
         self.requests[request.request_id] = request
-        self.by_client.setdefault(client, set()).add(request.request_id)
+        if client:  # else it is a job of an earlier run, and nobody waits for it yet
+            self.by_client.setdefault(client, set()).add(request.request_id)
         self.mark(request, Phase.RECEIVED, now)
         return request
 
@@ -283,6 +305,10 @@ class Core:
         self._dispatches += 1
         request.attempt = self._dispatches
         request.tries += 1
+
+    def continue_attempts(self, last: int) -> None:
+        """Attempts of earlier runs had numbers up to this one."""
+        self._dispatches = max(self._dispatches, last)
 
     def take_session(self, request: Request, now: Now) -> None:
         """Open the session of what is no call, with a slot of its account where it has one. There is room: somebody has looked."""
@@ -311,6 +337,8 @@ class Core:
         if self.drain is not None:
             return refusals.draining()
         if (fault := self.catalogue.refuse(event.submit)) is not None:
+            return fault
+        if event.submit.durable and (fault := self.jobs.refuse()) is not None:
             return fault
         if event.submit.request_id in self.requests:
             return refusals.duplicate(event.submit.request_id)
@@ -351,7 +379,7 @@ class Core:
                 self.mark(request, Phase.FIRST_TOKEN, now)
                 self.attempts.brings(request, now)
                 self.ledger.answered(request.request_id, now.monotonic)
-            effects.append(ToClient(request.client, Chunk(request.request_id, report.body)))
+            self.tell(request, Chunk(request.request_id, report.body), effects)
         elif type(report) is Continues:
             self._continue(request, report, now, effects)
 
@@ -421,6 +449,8 @@ class Core:
         state = state_of(fault) if state is None else state
         if fault is not None:
             fault = refusals.with_parts(request, fault)
+        if request.job is not None and self.jobs.is_parked(request, fault, now, effects):
+            return
         if state is State.INTERRUPTED and request.state is not State.PROCESSING:
             state = State.ERROR  # nothing is in doubt before the call
         move, outcome, phase = _OUTCOME_OF[state]
@@ -435,12 +465,7 @@ class Core:
             self.sessions.close(session, outcome, now.monotonic)
             self.mark(request, Phase.SESSION_RELEASED, now)
         self.mark(request, phase, now)
-        del self.requests[request.request_id]
-        owned = self.by_client.get(request.client)
-        if owned is not None:
-            owned.discard(request.request_id)
-            if not owned:
-                del self.by_client[request.client]
+        self.forget(request)
         if self.drain is not None:
             self.drain.count(
                 state,
@@ -452,7 +477,31 @@ class Core:
             return  # nobody waits for news: whoever works in the session asks
         duration = session.duration(now.monotonic) if session else 0.0
         done = Done(request.request_id, state.value, request.session_id if session else None, duration, body, fault)
-        effects.append(ToClient(request.client, done))
+        if request.job is not None:
+            self.jobs.ended(request, state, fault, body, now, effects)
+        self.tell(request, done, effects)
+
+    def tell(self, request: Request, message: ClientEvent, effects: list[Effect]) -> None:
+        """Tell whoever waits for a request."""
+        if request.job is not None:
+            self.jobs.tell(request, message, effects)
+        else:
+            effects.append(ToClient(request.client, message))
+
+    def forget(self, request: Request) -> None:
+        """It lives no more: strike it out of the tables."""
+        del self.requests[request.request_id]
+        self.disown(request.client, request.request_id)
+        for client in request.job.watchers if request.job is not None else ():
+            self.disown(client, request.request_id)
+
+    def disown(self, client: str, request_id: str) -> None:
+        """A client has nothing to do with a request any more."""
+        owned = self.by_client.get(client)
+        if owned is not None:
+            owned.discard(request_id)
+            if not owned:
+                del self.by_client[client]
 
     def _remember(self, request: Request, fault: Fault | None, now: Now) -> None:
         """What an ended request leaves: its envelope and its times, and nothing of prompt or answer."""
@@ -505,7 +554,7 @@ class Core:
 
     def _cancel_asked(self, event: CancelAsked, now: Now, effects: list[Effect]) -> None:
         request = self.requests.get(event.request_id)
-        if request is None or (event.client is not None and event.client != request.client):
+        if request is None or not _may_cancel(request, event.client):
             return
         who = "its client" if event.client else "the operator"
         self.order_end(request, refusals.cancelled(who), now, effects)
@@ -520,6 +569,9 @@ class Core:
         self.abandoned.pop(event.client, None)  # a process ends with all its threads
         for request_id in sorted(self.by_client.get(event.client, ())):
             request = self.requests[request_id]
+            if request.job is not None:
+                self.jobs.forsake(request, event.client)
+                continue
             gone = refusals.holder_gone() if request.kind is Kind.HELD else refusals.client_gone()
             self.order_end(request, gone, now, effects)
 

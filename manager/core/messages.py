@@ -17,7 +17,7 @@ from callpool.manager.core.faults import Fault
 from callpool.manager.core.limits import Priority, Usage
 from callpool.manager.core.pools import PoolCounts
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Raised with every change of meaning below; both sides of a handshake must have the same."""
 
 
@@ -62,6 +62,8 @@ class Submit(_Message, frozen=True, tag=1):
     """Seconds that it may wait for its first call; None takes the settings'."""
     affinity: str | None = None
     """Requests of the same one go to the same worker while that has room: its connection is warm."""
+    durable: bool = False
+    """Keep it in the journal: it is acknowledged when it is on the disk, and outlives its client, a crash and a restart."""
 
 
 class Cancel(_Message, frozen=True, tag=2):

@@ -184,6 +184,57 @@ def stopped_with(provider: str, fault: Fault) -> Fault:
     )
 
 
+def no_journal() -> Fault:
+    """This supervisor keeps nothing."""
+    return Fault(
+        code="journal_unavailable",
+        message="this supervisor keeps no journal, so it takes no jobs",
+        param="durable",
+        hint="submit without `durable`, or to a supervisor that was started on its own (`callpool start`) with durability in [journal]",
+    )
+
+
+def request_conflict(request_id: str) -> Fault:
+    """The id stands for something else."""
+    return Fault(
+        code="request_conflict",
+        message=f"the job {request_id!r} asks for something else: its provider, model or payload differ",
+        param="request_id",
+        hint="use a new id; or send what was sent first, and get the same job and result",
+    )
+
+
+def is_by_drain(fault: Fault) -> bool:
+    """Whether a fault ends what a drain's deadline cuts."""
+    return fault.details.get("reason") == BY_DRAIN
+
+
+def lost_with_supervisor(tries: int) -> Fault:
+    """The supervisor ended during its call."""
+    return Fault(
+        code="interrupted",
+        message=f"the supervisor ended during call {tries}: it may have been answered, and billed",
+        hint="`callpool jobs resolve ID --retry` calls it again, `--fail` gives it up",
+        details={"reason": "supervisor_lost", "attempt": tries, "in_doubt": True},
+    )
+
+
+def not_in_doubt(request_id: str, state: str) -> Fault:
+    """There is nothing to decide."""
+    return Fault(
+        code="illegal_move",
+        message=f"job {request_id!r} is {state}: only one in doubt (interrupted) can be resolved",
+        param="request_id",
+        details={"state": state},
+    )
+
+
+def given_up(fault: Fault | None) -> Fault:
+    """A person has decided that a job in doubt has failed."""
+    why = "" if fault is None else f": {fault.message}"
+    return Fault(code="interrupted", message=f"given up by the operator{why}", details={"reason": "resolved"})
+
+
 def account_stopped(provider: str, stop: Stop, now: float) -> Fault:
     """The provider refuses the whole account."""
     seconds = stop.until - now

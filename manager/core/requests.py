@@ -15,6 +15,7 @@ from callpool.manager.core.states import State, Word
 if TYPE_CHECKING:
     from callpool.manager.core.catalogue import Timeouts
     from callpool.manager.core.faults import Fault
+    from callpool.manager.core.jobs import Ticket
     from callpool.manager.core.messages import Submit
     from callpool.manager.core.retry import Route
     from callpool.manager.core.scopes import Scope
@@ -72,6 +73,7 @@ class Request:
         "ending",
         "ending_since",
         "holder",
+        "job",
         "kind",
         "metadata",
         "metadata_bytes",
@@ -172,6 +174,8 @@ class Request:
         """Why its call is being ended, from the order to the worker until the worker's report."""
         self.ending_since = 0.0
         """Monotonic seconds of that order."""
+        self.job: Ticket | None = None
+        """Of a durable one: what the journal knows of it, and who waits for its end."""
         self.route: Route | None = None
         """Of a call: what it may still try, and what it has tried."""
         self.phases: list[tuple[Phase, Now]] = []
@@ -208,6 +212,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     answer_tokens: int = 0
     position: int | None = None
     """While it waits: about how many go before it."""
+    durable: bool = False
+    """Whether the journal keeps it."""
+    blocked: str | None = None
+    """Of a job of an earlier run: why it cannot go before the supervisor is started again."""
     predicted_wait: float | None = None
     """While it waits: seconds that it probably still will; None where nothing is known."""
 
@@ -239,6 +247,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             priority=request.priority,
             prompt_tokens=(request.usage or request.tokens).prompt,
             answer_tokens=(request.usage or request.tokens).answer,
+            durable=request.job is not None,
+            blocked=None if request.job is None else request.job.blocked,
         )
 
 

@@ -139,6 +139,11 @@ class SessionTable:
         session.held = True
         self._take(session)
 
+    def set_aside(self, session: Session) -> None:
+        """A session without its lease leaves this run, and will be counted by the one that takes it up again."""
+        del self.live[session.request_id]
+        self.created -= 1
+
     def close(self, session: Session, outcome: Outcome, now: float) -> None:
         """End a session: count the outcome once, give back slot and bytes once."""
         del self.live[session.request_id]
