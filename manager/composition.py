@@ -19,11 +19,15 @@ from callpool.manager.errors import CallpoolError
 from callpool.manager.kinds import rules_of
 from callpool.manager.ledger_rules import ledger_rules, slots_of
 from callpool.manager.settings import LOCAL_MODEL
+from callpool.manager.store import Store
 from callpool.workers.model_options import ModelOptions, find_model, require_engine
 
 if TYPE_CHECKING:
     from callpool.manager.boot import Boot
     from callpool.manager.settings import ProviderSettings, SupervisorSettings
+    from callpool.manager.store import Durability
+
+JOURNAL_FILE = "journal.db"
 
 
 def build_core(boot: Boot) -> Core:
@@ -61,7 +65,22 @@ def build_core(boot: Boot) -> Core:
             patience=pool.circuit_patience,
         ),
         draw=random.random,
+        journaled=is_journaled(boot),
     )
+
+
+def is_journaled(boot: Boot) -> bool:
+    """Whether jobs are taken: an embedded supervisor's directory goes with it, and so would they."""
+    return boot.mode != "embedded" and boot.settings.journal.durability != "none"
+
+
+def open_store(boot: Boot) -> Store | None:
+    """The journal's file, where jobs are taken. Raises what keeps it from being opened."""
+    journal = boot.settings.journal
+    if not is_journaled(boot):
+        return None
+    durability: Durability = "process" if journal.durability == "process" else "full"
+    return Store(Path(boot.home) / JOURNAL_FILE, durability=durability, max_bytes=journal.max_bytes)
 
 
 def _retry_rules(pool: SupervisorSettings, attempts: int) -> RetryRules:

@@ -84,6 +84,8 @@ def describe(settings: Settings, facts: Mapping[str, KeyFact] | None = None) -> 
     """
     return {
         "supervisor": msgspec.structs.asdict(settings.supervisor),
+        "journal": msgspec.structs.asdict(settings.journal),
+        "retention": msgspec.structs.asdict(settings.retention),
         "providers": {
             name: _describe_provider(settings, name, account, (facts or {}).get(name))
             for name, account in ledger_rules(settings).accounts.items()

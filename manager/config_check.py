@@ -12,12 +12,14 @@ import msgspec
 from callpool.manager.config_limits import check_limits
 from callpool.manager.config_rules import (
     CLIENT_RULES,
+    JOURNAL_RULES,
     KINDS,
     MODEL_RULES,
     NAME,
     NAME_WORDS,
     ORGANIZATION_RULES,
     PROVIDER_RULES,
+    RETENTION_RULES,
     SUPERVISOR_RULES,
     TARGET,
     Problem,
@@ -33,9 +35,11 @@ from callpool.manager.settings import (
     MAX_LOCAL_SLOTS,
     SCRIPT_FAULTS,
     ClientSettings,
+    JournalSettings,
     ModelSettings,
     OrganizationSettings,
     ProviderSettings,
+    RetentionSettings,
     Settings,
     SupervisorSettings,
 )
@@ -86,6 +90,13 @@ class _Walk:
             for name, provider in providers.items():
                 self._provider(("providers", name), provider)
             self._fallbacks(providers)
+        for table, rules, shape in (
+            ("journal", JOURNAL_RULES, JournalSettings),
+            ("retention", RETENTION_RULES, RetentionSettings),
+        ):
+            values = document.get(table, {})
+            if self._is_table((table,), values):
+                self._fields((table,), values, rules, shape)
         self._group(document, "organizations", "an organization", ORGANIZATION_RULES, OrganizationSettings)
         self._group(document, "clients", "a client", CLIENT_RULES, ClientSettings)
         self.problems += list(check_limits(document, self.problems))

@@ -262,6 +262,13 @@ SUPERVISOR_RULES: Final[dict[str, Rule]] = {
     "queue_timeout": _seconds(),
     "ageing": _seconds(),
 }
+JOURNAL_RULES: Final[dict[str, Rule]] = {
+    "durability": one_of(("full", "process", "none"), "durability"),
+    "max_bytes": _whole(1_048_576, 2**46),  # SQLite's own limit lies a little above
+}
+RETENTION_RULES: Final[dict[str, Rule]] = {
+    "result_days": _amount(least=0.0001, most=3_650),
+}
 PROVIDER_RULES: Final[dict[str, Rule]] = {
     "kind": one_of(KINDS, "kind of provider"),
     "platform": _text,

@@ -8,6 +8,7 @@ Shared state and its owner:
 
     _core       every request, session, slot and counter; touched only under `_lock`
     _reconciled how often the books were compared, and what was wrong; event loop's thread only
+    journal     what is not durable yet, and what waits for it; event loop's thread only
     own_metrics what the service measures of itself; event loop's thread, the lock's times under `_lock`
     _timer      the armed tick; event loop's thread only
 """
@@ -35,11 +36,16 @@ from callpool.manager.core.events import (
     Effect,
     Event,
     FunctionAsked,
+    JobKnown,
+    JobsRecovered,
+    JournalDown,
+    JournalUp,
     Noted,
     Reported,
     Submitted,
     Tick,
     ToClient,
+    ToJournal,
     ToLane,
     ToWorker,
     WorkerDown,
@@ -59,6 +65,8 @@ from callpool.manager.core.messages import (
 from callpool.manager.core.requests import Now
 from callpool.manager.errors import BadInput, FunctionsRefused, ProtocolError, from_fault
 from callpool.manager.health_facts import inconsistencies, survey_pool
+from callpool.manager.job_verbs import JobVerbs
+from callpool.manager.journal import Journal
 from callpool.manager.measured_lock import MeasuredLock
 from callpool.manager.request_verbs import Descriptions, RequestVerbs
 from callpool.manager.service_metrics import ServiceMetrics, weigh_sessions
@@ -66,13 +74,16 @@ from callpool.manager.session_verbs import NoArguments, SessionVerbs
 from callpool.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from callpool.manager.core.events import DrainReport
+    from callpool.manager.core.faults import Fault
     from callpool.manager.core.lifecycle import Fresh
     from callpool.manager.core.machine import Core
     from callpool.manager.core.messages import ClientEvent, WorkerOrder
+    from callpool.manager.core.records import Job
     from callpool.manager.holders import Caller
+    from callpool.manager.store import Store
 
 
 class Outlets(Descriptions, Protocol):
@@ -107,6 +118,8 @@ log = logging.getLogger(__name__)
 
 RECONCILE_INTERVAL = 30.0
 """Seconds between two looks at whether the books agree; one walks all live requests, a tenth of a millisecond for a thousand."""
+FEW = 2
+"""Effects of a commit up to which nothing else will travel with them: an answer and a dispatch."""
 MOST_SAID = 5
 """Inconsistencies that one look logs."""
 PYTHON_DOOR = "python"
@@ -128,9 +141,11 @@ class Service:
         *,
         address: str,
         functions: bool = False,
+        store: Store | None = None,
+        keep_seconds: float = 0.0,
         clock: Callable[[], Now] = read_clocks,
     ) -> None:
-        """`functions`: whether Python clients may have functions run."""
+        """`functions`: whether Python clients may have functions run. `store`: of the journal, where jobs are taken."""
         self._core = core
         self._outlets = outlets
         self._functions = functions
@@ -140,11 +155,14 @@ class Service:
         self._session_ids = (f"session_{boot}{number:08x}" for number in itertools.count(1))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
+        self.journal = None if store is None else Journal(store, self, keep_seconds=keep_seconds)
         self._requests = RequestVerbs(self, outlets, address=address)
+        self._jobs = JobVerbs(self, self.journal)
         self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[Caller, Any], Any]]] = {
             "open_channel": (NoArguments, self._open_channel),
             "let_go": (NoArguments, self._let_go),
             **self._requests.verbs,
+            **self._jobs.verbs,
             **SessionVerbs(self).verbs,
         }
         self.exposed = tuple(self._verbs)
@@ -153,6 +171,31 @@ class Service:
         self.own_metrics.start()
         self._reconciled = {"looks": 0, "inconsistencies": 0}
         self._reconciler = self._loop.call_later(RECONCILE_INTERVAL, self._reconcile)
+
+    # From the journal.
+
+    def recover(self, jobs: list[Job], last_attempt: int) -> None:
+        """Take up what earlier runs have left; before the first worker is up."""
+        self.apply([JobsRecovered(jobs, last_attempt)])
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """Do what waited for records that are durable now."""
+        for effect in effects:
+            self._send(effect)
+        if len(effects) <= FEW:
+            self._flush(effects)
+
+    def job_known(self, request_id: str, job: Job) -> None:
+        """The journal has a job of this id already."""
+        self.apply([JobKnown(request_id, job)])
+
+    def journal_down(self, fault: Fault, refused: list[str], unstarted: list[str]) -> None:
+        """Nothing can be written down now."""
+        self.apply([JournalDown(fault, refused, unstarted)])
+
+    def journal_up(self) -> None:
+        """It can be written again."""
+        self.apply([JournalUp()])
 
     # Events from outside. All on the event loop's thread.
 
@@ -235,6 +278,8 @@ class Service:
             fresh = self._core.lifecycle.take_fresh()
         for effect in effects:
             self._perform(effect)
+        if self.journal is not None:
+            self.journal.turn()
         if lone:
             self._flush(effects)
         if due is not None and (self._timer is None or due < self._timer_due):
@@ -263,6 +308,15 @@ class Service:
         return next(self._session_ids)
 
     def _perform(self, effect: Effect) -> None:
+        if self.journal is not None:
+            if type(effect) is ToJournal:
+                self.journal.record(effect.record)
+                return
+            if self.journal.defer(effect):
+                return
+        self._send(effect)
+
+    def _send(self, effect: Effect) -> None:
         if type(effect) is ToClient:
             if self._requests.has_waiters and self._requests.answer_waiter(effect.client, effect.message):
                 return
@@ -274,7 +328,7 @@ class Service:
         elif type(effect) is Drained:
             self._outlets.drained(effect.report)
 
-    def _flush(self, effects: list[Effect]) -> None:
+    def _flush(self, effects: Sequence[Effect]) -> None:
         """With one request under way nothing else will travel with its messages: a turn of the loop is won each time."""
         for effect in effects:
             if type(effect) is ToClient:

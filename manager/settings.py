@@ -212,6 +212,22 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """In the currency of the prices."""
 
 
+class JournalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What jobs survive, and how large their file may become. An embedded supervisor keeps none."""
+
+    durability: Literal["full", "process", "none"] = "full"
+    """`full`: a loss of power as well; `process`: the end of any process; `none`: no jobs are taken."""
+    max_bytes: int = 4_294_967_296
+    """Bytes of the file: 4 GiB. A full journal takes no jobs until results are past their time."""
+
+
+class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """For how long what has ended is kept on the disk."""
+
+    result_days: float = 7.0
+    """Days after its end in which a job, and its result, can be asked for."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The whole configuration."""
 
@@ -220,6 +236,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     organizations: dict[str, OrganizationSettings] = {}
     clients: dict[str, ClientSettings] = {}
     """By name; that of `limits.OTHERS` is for every client without an entry of its own."""
+    journal: JournalSettings = JournalSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     def timeouts_for(self, provider: str, model: str = "") -> Timeouts:
         """Of one call: each is the model's, else the provider's, and the total else the supervisor's default."""

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,10 @@ import msgspec
 
 from callpool.manager import wire
 from callpool.manager.arbiter import Arbiter
-from callpool.manager.composition import build_core, model_options
+from callpool.manager.composition import build_core, model_options, open_store
 from callpool.manager.core.lifecycle import as_line
 from callpool.manager.core.messages import Endpoint
+from callpool.manager.core.windows import DAY
 from callpool.manager.errors import CallpoolError
 from callpool.manager.exits import Exit
 from callpool.manager.function_lane import FunctionLane
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.events import DrainReport
     from callpool.manager.core.lifecycle import Fresh
     from callpool.manager.core.messages import ClientEvent, WorkerOrder
+    from callpool.manager.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +83,17 @@ class Supervisor:
         self._watched: list[int] = []
         """Descriptors that tell of the embedding process's end."""
         functions = self._settings.supervisor.function_workers
-        self.service = Service(build_core(boot), self, address=boot.socket, functions=functions > 0)
+        store = open_store(boot)
+        self.service = Service(
+            build_core(boot),
+            self,
+            address=boot.socket,
+            functions=functions > 0,
+            store=store,
+            keep_seconds=self._settings.retention.result_days * DAY,
+        )
+        if store is not None:
+            self._recover(store)
         self.lane = FunctionLane(self.service, limit=functions)
         self._lifecycle = (
             LifecycleFile(Path(boot.home) / "logs" / LIFECYCLE_FILE)
@@ -119,11 +132,21 @@ class Supervisor:
             for name, options in model_options(boot).items()
         ]
 
+    def _recover(self, store: Store) -> None:
+        """Take up the jobs of earlier runs: they wait until the first worker is up."""
+        began = time.monotonic()
+        jobs = store.unfinished()
+        self.service.recover(jobs, store.last_attempt())
+        if jobs:
+            log.info("%d jobs of earlier runs were taken up in %.2f s", len(jobs), time.monotonic() - began)
+
     async def run(self) -> Exit:
         """Serve until drained. Returns the exit status."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._on_signal, signum)
         self._watch_owner()
+        if self.service.journal is not None:
+            self.service.journal.start()
         for host in self.model_hosts:
             self.service.close_account(host.provider, "its model server is starting")
         self.arbiter.start()
@@ -138,6 +161,8 @@ class Supervisor:
         """Take everything down: nobody new, answers out, workers gone, files away."""
         self.service.stop()
         self.server.stop_listening()
+        if self.service.journal is not None:
+            await self.service.journal.close()  # what waited for it goes out before the connections close
         self._publish_report()
         for _ in range(REPORT_TURNS):  # whoever waits for the report gets it into its outbox
             await asyncio.sleep(0)

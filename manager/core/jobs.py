@@ -20,7 +20,7 @@ from callpool.manager.core.events import Answer, ToClient, ToJournal
 from callpool.manager.core.messages import Accepted, Done, Rejected
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits, Kept, fingerprint
 from callpool.manager.core.requests import Kind, Phase
-from callpool.manager.core.retry import Target
+from callpool.manager.core.retry import Route, Target
 from callpool.manager.core.states import Move, State, advance
 
 if TYPE_CHECKING:
@@ -271,9 +271,13 @@ class Jobs:
         waited = min(max(0.0, now.wall - job.accepted_at), LONGEST_WAIT)  # the wall clock may have jumped
         request.since = now.monotonic - waited
         request.tries, request.attempt = job.tries, job.attempt
-        request.timeouts = core.catalogue.timeouts_for(submit)
         request.queue_timeout = submit.queue_timeout
-        request.route = core.attempts.route_for(submit)
+        refused = core.catalogue.refuse(submit)
+        if refused is None:
+            request.timeouts = core.catalogue.timeouts_for(submit)
+            request.route = core.attempts.route_for(submit)
+        else:  # its provider, or its model, is not configured any more
+            request.route = Route(attempts=submit.max_attempts, fallbacks=[], in_doubt=submit.retry_in_doubt)
         ticket = request.job = Ticket(job.fingerprint)
         ticket.was, ticket.attempt = was, job.attempt
         advance(request, Move.ENQUEUE)
@@ -282,9 +286,8 @@ class Jobs:
             _restore(request, job.kept, core)
         if was != "queued":
             self._record_wait(request, now, effects)
-        fault = core.catalogue.refuse(submit)
-        if fault is not None:
-            ticket.blocked = fault.message
+        if refused is not None:
+            ticket.blocked = refused.message
             core.scheduler.rest(request)
         elif self.down is not None:
             self.rest(request)
@@ -400,8 +403,9 @@ def _restore(request: Request, kept: Kept, core: Core) -> None:
     route = request.route
     if route is None:
         return
-    if (kept.provider, kept.model) != request.target and kept.provider in core.catalogue.providers:
-        core.attempts.aim(request, Target(kept.provider, kept.model))
+    elsewhere = Target(kept.provider, kept.model)
+    if elsewhere != request.target and request.timeouts is not None and elsewhere.provider in core.catalogue.providers:
+        core.attempts.aim(request, elsewhere)
     route.fallbacks[:] = [Target(*each) for each in kept.fallbacks]
     route.remaining, route.tries_here, route.refusals = kept.remaining, kept.tries_here, kept.refusals
     route.parts, route.partial, route.tried = kept.parts, kept.partial, list(kept.tried)

@@ -1,0 +1,181 @@
+"""The verbs about jobs: what `callpool jobs`, `result`, `show` and `jobs resolve` ask.
+
+A job that lives is the core's; of one that has ended, or that an earlier run had, the journal knows. Both are asked, the core first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import msgspec
+
+from callpool.manager.core.events import Event, JobResolved
+from callpool.manager.core.records import Job
+from callpool.manager.core.requests import as_plain
+from callpool.manager.core.states import ENDED, State
+from callpool.manager.errors import BadInput, JournalUnavailable, UnknownRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from callpool.manager.core.machine import Core
+    from callpool.manager.core.requests import Now
+    from callpool.manager.holders import Caller
+    from callpool.manager.journal import Journal
+
+MOST_ROWS = 1_000
+"""Jobs of one answer."""
+STATES = ("queued", "started", *sorted(state.value for state in ENDED - {State.REJECTED}))
+"""A job's states in the journal."""
+
+
+class JobStage(Protocol):
+    """What these verbs need of the service."""
+
+    def step(self, event: Event) -> Any:
+        """Apply an event that is answered; returns its value, raises its fault."""
+
+    def look(self, read: Callable[[Core, Now], Any]) -> Any:
+        """Read the core under the lock."""
+
+
+class _Page(msgspec.Struct, forbid_unknown_fields=True):
+    states: list[str] = []
+    before: int | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_ROWS)] = 100
+
+
+class _One(msgspec.Struct, forbid_unknown_fields=True):
+    request_id: str
+
+
+class _Resolve(msgspec.Struct, forbid_unknown_fields=True):
+    request_id: str
+    retry: bool
+
+
+class JobVerbs:
+    """The verbs by name."""
+
+    def __init__(self, stage: JobStage, journal: Journal | None) -> None:
+        self._stage = stage
+        self._journal = journal
+        self.verbs: dict[str, tuple[type[msgspec.Struct], Callable[[Caller, Any], Any]]] = {
+            "jobs": (_Page, self._jobs),
+            "job": (_One, self._job),
+            "resolve_job": (_Resolve, self._resolve),
+            "check_journal": (_Nothing, self._check),
+            "compact_journal": (_Nothing, self._compact),
+        }
+
+    def _journal_or_refuse(self) -> Journal:
+        if self._journal is None:
+            raise JournalUnavailable("this supervisor keeps no journal", hint="start one on its own: `callpool start`")
+        return self._journal
+
+    def _jobs(self, _caller: Caller, arguments: _Page) -> asyncio.Future[dict[str, Any]]:
+        """A page of jobs, the last accepted first: `{jobs, counts, next}`."""
+        journal = self._journal_or_refuse()
+        unknown = [state for state in arguments.states if state not in STATES]
+        if unknown:
+            raise BadInput(f"no such state {unknown[0][:40]!r}; there are {', '.join(STATES)}", param="states")
+
+        def finish(found: tuple[list[Job], dict[str, int]]) -> dict[str, Any]:
+            jobs, counts = found
+            more = len(jobs) == arguments.limit
+            return {"jobs": [summary(job) for job in jobs], "counts": counts, "next": jobs[-1].number if more else None}
+
+        return _then(
+            journal.ask(
+                lambda store: (
+                    store.page(states=arguments.states, before=arguments.before, limit=arguments.limit),
+                    store.counts(),
+                )
+            ),
+            finish,
+        )
+
+    def _job(self, _caller: Caller, arguments: _One) -> Any:
+        """One job: what the core says of it while it lives, else the journal, with its result."""
+        journal = self._journal_or_refuse()
+        record = self._stage.look(lambda core, now: _live_record(core, arguments.request_id, now))
+
+        def finish(job: Job | None) -> dict[str, Any]:
+            if job is None:
+                raise UnknownRequest(f"no job {arguments.request_id[:80]!r}", param="request_id")
+            return {**summary(job), "body": job.body, "record": None if record is None else as_plain(record)}
+
+        return _then(journal.ask(lambda store: store.find([arguments.request_id]).get(arguments.request_id)), finish)
+
+    def _resolve(self, _caller: Caller, arguments: _Resolve) -> asyncio.Future[dict[str, Any]]:
+        """Decide about a job in doubt. Answered when that is durable."""
+        journal = self._journal_or_refuse()
+
+        async def decide() -> dict[str, Any]:
+            job = await journal.ask(lambda store: store.one(arguments.request_id))
+            if job is None:
+                raise UnknownRequest(f"no job {arguments.request_id[:80]!r}", param="request_id")
+            answer: dict[str, Any] = self._stage.step(JobResolved(job, arguments.retry))
+            await journal.settled()
+            return answer
+
+        return asyncio.ensure_future(decide())
+
+    def _check(self, _caller: Caller, _arguments: Any) -> asyncio.Future[dict[str, Any]]:
+        """Look through the whole file: `{problems, counts, journal}`."""
+        journal = self._journal_or_refuse()
+        return _then(
+            journal.ask(lambda store: (store.integrity(), store.counts())),
+            lambda found: {"problems": found[0], "counts": found[1], "journal": journal.describe()},
+        )
+
+    def _compact(self, _caller: Caller, _arguments: Any) -> asyncio.Future[dict[str, Any]]:
+        """Give unused space back: `{before, after}` in bytes."""
+        journal = self._journal_or_refuse()
+
+        def compact(store: Any) -> dict[str, Any]:
+            before = store.size()
+            store.compact()
+            return {"before": before, "after": store.size()}
+
+        return journal.ask(compact)
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+def _live_record(core: Core, request_id: str, now: Now) -> Any:
+    return core.show(request_id, now) if request_id in core.requests else None
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """A job as the dict that doors print, without prompt and result."""
+    return {
+        "number": job.number,
+        "request_id": job.request_id,
+        "client": job.name,
+        "provider": job.provider,
+        "model": job.model,
+        "priority": job.priority,
+        "state": job.state,
+        "ended": job.ended_at is not None,
+        "session_id": job.session_id if job.had_session or job.tries else None,
+        "attempts": job.tries,
+        "accepted_at": job.accepted_at,
+        "started_at": job.started_at,
+        "ended_at": job.ended_at,
+        "duration": job.duration,
+        "fault": None if job.fault is None else msgspec.to_builtins(job.fault),
+        "usage": None if job.usage is None else msgspec.to_builtins(job.usage),
+    }
+
+
+def _then(asked: asyncio.Future[Any], finish: Callable[[Any], Any]) -> asyncio.Future[Any]:
+    """A future of what becomes of another one's value."""
+
+    async def follow() -> Any:
+        return finish(await asked)
+
+    return asyncio.ensure_future(follow())

@@ -1,0 +1,391 @@
+"""The journal at work: one thread commits what the event loop hands it, a batch at a time.
+
+    event loop ──records, and what must wait for them──► open batch ──when the writer is free──► thread: one transaction
+        ▲                                                                                            │
+        └──── what waited is done: answers, dispatches, results ◄──── committed ─────────────────────┘
+
+Nothing is delayed to make a batch: while the thread waits for the disk, the next one gathers. An effect about a request whose records
+are not durable yet waits behind them, so the order of what is sent is the order of what was decided.
+
+When the disk refuses, nothing is acknowledged: acceptances are refused and starts are taken back (`JournalDown`), ends are kept and
+written when it can be written again, which is tried several times a second. Owner: the event loop's thread, but for the `Store`, which
+is the writing thread's from `start` to `close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from callpool.manager.core.events import ToClient, ToWorker
+from callpool.manager.core.records import AttemptStarted, JobAccepted
+from callpool.manager.errors import CallpoolError, JournalConflict, JournalUnavailable, from_fault, to_fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from callpool.manager.core.events import Effect
+    from callpool.manager.core.faults import Fault
+    from callpool.manager.core.records import Job, Record
+    from callpool.manager.store import Store
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TRY_AGAIN: Final = 0.25
+"""Seconds between two tries to write, while the disk refuses."""
+IDLE_CHECKPOINT: Final = 1.0
+"""Seconds without a record after which the write-ahead log is copied into the file."""
+SWEEP_INTERVAL: Final = 60.0
+"""Seconds between two looks for results that are past their time."""
+CLOSE_SECONDS: Final = 10.0
+"""For what is still to be written when the supervisor ends; a disk that hangs must not keep it."""
+
+
+class JournalOwner(Protocol):
+    """What the journal tells the service, on the event loop's thread."""
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """Do what waited for records that are durable now."""
+
+    def job_known(self, request_id: str, job: Job) -> None:
+        """The journal has a job of this id already: what was recorded of a new one was left out."""
+
+    def journal_down(self, fault: Fault, refused: list[str], unstarted: list[str]) -> None:
+        """Nothing can be written; these were refused, and the starts of these taken back."""
+
+    def journal_up(self) -> None:
+        """It can be written again."""
+
+
+class Batch:
+    """Records that are committed together, and what waits for that."""
+
+    __slots__ = ("effects", "records", "waiters")
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.effects: list[Effect] = []
+        self.waiters: list[asyncio.Future[None]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.effects or self.waiters)
+
+
+class Journal:
+    """The supervisor's one writer."""
+
+    def __init__(self, store: Store, owner: JournalOwner, *, keep_seconds: float) -> None:
+        """`keep_seconds`: for how long ended jobs are remembered with their results."""
+        self._store = store
+        self._owner = owner
+        self._keep_seconds = keep_seconds
+        self._loop = asyncio.get_running_loop()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._open = Batch()
+        self._flying: Batch | None = None
+        self._behind: dict[str, Batch] = {}
+        """request_id → the newest batch with a record of it that is not durable."""
+        self.fault: Fault | None = None
+        """Why nothing can be written now."""
+        self.commits = 0
+        self.records = 0
+        self.conflicts = 0
+        """Records that the journal refused because it held something else: always 0, or a defect."""
+        self._retry: asyncio.TimerHandle | None = None
+        self._housekeeping: asyncio.TimerHandle | None = None
+        self._written_at = self._swept_at = 0.0
+        self._checkpointed = True
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="callpool-journal", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+        self._keep_house()
+
+    async def close(self) -> None:
+        """Write what there is, and close the file. What a disk that hangs does not take is lost, and said."""
+        if self._closed:
+            return
+        self._closed = True
+        for timer in (self._retry, self._housekeeping):
+            if timer is not None:
+                timer.cancel()
+        if self._thread.is_alive():
+            self._fly()
+            ended: asyncio.Future[None] = self._loop.create_future()
+            self._tasks.put(lambda: self._back(_settle, ended))
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await ended
+                    while self._flying is not None or (self._open.records and self.fault is None):
+                        self._fly()
+                        await asyncio.sleep(0.005)
+            except TimeoutError:
+                log.error("the journal did not come back from its disk: %d records are lost", len(self._open.records))  # noqa: TRY400 - no defect of ours
+                return
+            self._tasks.put(None)
+            await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
+        if self._open.records:
+            log.error("%d records could not be written: %s", len(self._open.records), self.fault)
+
+    # Records, and what waits for them.
+
+    def record(self, record: Record) -> None:
+        """Write this down as soon as the writer is free."""
+        self._open.records.append(record)
+        self._behind[record.request_id] = self._open
+
+    def defer(self, effect: Effect) -> bool:
+        """Keep an effect back until the records of its request are durable; False where there are none to wait for."""
+        if not self._behind:
+            return False
+        request_id = _about(effect)
+        batch = None if request_id is None else self._behind.get(request_id)
+        if batch is None:
+            return False
+        batch.effects.append(effect)
+        return True
+
+    def settled(self) -> asyncio.Future[None]:
+        """A future of the moment at which all records until now are durable. Raises JournalUnavailable where they cannot be."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        batch = self._open if self._open.records else self._flying
+        if batch is None:
+            _settle(future)
+        else:
+            batch.waiters.append(future)
+        return future
+
+    def turn(self) -> None:
+        """After each step: let the writer begin, if it is free."""
+        if self._flying is None and self._open.records and self.fault is None:
+            self._fly()
+
+    def _fly(self) -> None:
+        if self._flying is not None or not self._open:
+            return
+        batch, self._open = self._open, Batch()
+        self._flying = batch
+        self._written_at, self._checkpointed = self._loop.time(), False
+        self._tasks.put(lambda: self._commit(batch))
+
+    # On the writing thread.
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except Exception:
+                log.exception("a task of the journal broke")
+        self._store.close()
+
+    def _back(self, tell: Callable[..., None], *values: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(tell, *values)
+        except RuntimeError:  # the loop is closed: nobody is there any more
+            log.warning("the journal has outlived its supervisor's loop")
+
+    def _commit(self, batch: Batch) -> None:
+        try:
+            known = self._known(batch)
+            records = [each for each in batch.records if each.request_id not in known] if known else batch.records
+            refused = self._write(records)
+        except Exception as error:
+            if not isinstance(error, CallpoolError):
+                log.exception("the journal broke")
+            self._back(self._failed, batch, _unavailable(error))
+        else:
+            self._back(self._committed, batch, known, refused)
+
+    def _known(self, batch: Batch) -> dict[str, Job]:
+        """The jobs that the journal has already of those that are new here."""
+        new = [each.request_id for each in batch.records if type(each) is JobAccepted]
+        found = self._store.known(new) if new else None
+        return self._store.find(found) if found else {}
+
+    def _write(self, records: Sequence[Record]) -> list[str]:
+        """Write all; where one is of a past that is over, all but such ones. Returns what these were about."""
+        try:
+            self._store.write(records)
+        except JournalConflict:
+            if len(records) == 1:
+                log.exception("a record was refused: %s", type(records[0]).__name__)
+                return [records[0].request_id]
+            return [request_id for each in records for request_id in self._write([each])]
+        return []
+
+    # Back on the loop.
+
+    def _committed(self, batch: Batch, known: dict[str, Job], refused: list[str]) -> None:
+        self._flying = None
+        self.commits += 1
+        self.records += len(batch.records)
+        self.conflicts += len(refused)
+        was_down, self.fault = self.fault, None
+        effects = batch.effects
+        if known:
+            for request_id in known:
+                self._leave_out(request_id)
+            effects = [each for each in effects if _about(each) not in known]
+        for record in batch.records:
+            if self._behind.get(record.request_id) is batch:
+                del self._behind[record.request_id]
+        for waiter in batch.waiters:
+            _settle(waiter)
+        if was_down is not None:
+            log.info("the journal can be written again")
+            self._owner.journal_up()
+        for request_id, job in known.items():
+            self._owner.job_known(request_id, job)
+        if effects:
+            self._owner.perform(effects)
+        self.turn()
+
+    def _leave_out(self, request_id: str) -> None:
+        """Nothing of this request is written or sent any more."""
+        self._behind.pop(request_id, None)
+        self._open.records = [each for each in self._open.records if each.request_id != request_id]
+        self._open.effects = [each for each in self._open.effects if _about(each) != request_id]
+
+    def _failed(self, batch: Batch, fault: Fault) -> None:
+        """Nothing of this batch is on the disk. What began with it is undone; what ended is kept for later."""
+        self._flying = None
+        later, self._open = self._open, Batch()
+        records, effects = batch.records + later.records, batch.effects + later.effects
+        refused = {each.request_id for each in records if type(each) is JobAccepted}
+        last = {each.request_id: each for each in records}
+        unstarted = {key for key, each in last.items() if type(each) is AttemptStarted and key not in refused}
+        self._open.records = [
+            each
+            for each in records
+            if each.request_id not in refused and not (each is last[each.request_id] and each.request_id in unstarted)
+        ]
+        kept = {each.request_id for each in self._open.records}
+        effects = [each for each in effects if _about(each) not in refused and not _is_order(each, unstarted)]
+        self._open.effects = [each for each in effects if _about(each) in kept]
+        at_once = [each for each in effects if _about(each) not in kept]
+        self._behind = dict.fromkeys(kept, self._open)
+        if self.fault is None or self.fault.message != fault.message:
+            log.error("the journal cannot be written: %s", fault.message)
+        self.fault = fault
+        error = from_fault(fault)
+        for waiter in batch.waiters + later.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._owner.journal_down(fault, sorted(refused), sorted(unstarted))
+        if at_once:
+            self._owner.perform(at_once)
+        if not self._closed:
+            self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
+
+    def _try_again(self) -> None:
+        self._tasks.put(self._probe)
+
+    def _probe(self) -> None:
+        """On the writing thread: whether it can be written, with a fresh look at the file where the disk had failed."""
+        try:
+            if self.fault is not None and self.fault.details.get("reason") != "SQLITE_FULL":
+                self._store.reopen()
+            self._store.probe()
+        except (CallpoolError, OSError) as error:
+            self._back(self._still_down, _unavailable(error))
+        else:
+            self._back(self._can_write)
+
+    def _still_down(self, fault: Fault) -> None:
+        if self.fault is not None and self.fault.message != fault.message:
+            log.error("the journal cannot be written: %s", fault.message)
+        self.fault = fault
+        if not self._closed:
+            self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
+
+    def _can_write(self) -> None:
+        if self._open:
+            self._fly()  # what was kept first: `_committed` says that all is well
+        else:
+            self._committed(Batch(), {}, [])
+
+    # Questions and housekeeping.
+
+    def ask(self, question: Callable[[Store], T]) -> asyncio.Future[T]:
+        """Ask the file, after everything that was handed over before. The answer is a future; it raises what the question raises."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def answer() -> None:
+            try:
+                found = question(self._store)
+            except Exception as error:  # noqa: BLE001 - it is the asker's
+                self._back(_fail, future, error)
+            else:
+                self._back(_settle, future, found)
+
+        self._tasks.put(answer)
+        return future
+
+    def _keep_house(self) -> None:
+        """In idle moments: copy the log into the file, and forget what is past its time."""
+        now = self._loop.time()
+        if self.fault is None and self._flying is None:
+            if not self._checkpointed and now - self._written_at >= IDLE_CHECKPOINT:
+                self._checkpointed = True
+                self.ask(lambda store: store.checkpoint()).add_done_callback(_say)
+            if now - self._swept_at >= SWEEP_INTERVAL:
+                self._swept_at = now
+                self.ask(self._sweep).add_done_callback(_say)
+        self._housekeeping = self._loop.call_later(IDLE_CHECKPOINT, self._keep_house)
+
+    def _sweep(self, store: Store) -> int:
+        return store.sweep(time.time() - self._keep_seconds)
+
+    def describe(self) -> dict[str, Any]:
+        """What `status` says of it."""
+        return {
+            "path": str(self._store.path),
+            "bytes": self._store.size(),
+            "commits": self.commits,
+            "records": self.records,
+            "conflicts": self.conflicts,
+            "waiting": len(self._open.records) + (len(self._flying.records) if self._flying else 0),
+            "fault": None if self.fault is None else self.fault.message,
+        }
+
+
+def _unavailable(error: Exception) -> Fault:
+    """What submitters are told, whatever it was."""
+    found = to_fault(error)
+    if found.code == JournalUnavailable.code:
+        return found
+    return JournalUnavailable(found.message, hint=found.hint, reason=found.code).fault
+
+
+def _about(effect: Effect) -> str | None:
+    """The id of the request that an effect is about."""
+    said: Any = effect.message if type(effect) is ToClient else effect.order if type(effect) is ToWorker else None
+    return getattr(said, "request_id", None)
+
+
+def _is_order(effect: Effect, unstarted: set[str]) -> bool:
+    """Whether it is for a worker, about a call that was not recorded and so never goes out."""
+    return type(effect) is ToWorker and _about(effect) in unstarted
+
+
+def _settle(future: asyncio.Future[Any], value: Any = None) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _say(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.warning("the journal's housekeeping: %s", error)
