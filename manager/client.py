@@ -15,9 +15,11 @@ from callpool.manager.asking import embeddings_of, embeddings_submit, known_mode
 from callpool.manager.channel import ANSWER_DEADLINE, Channel, Sleeper
 from callpool.manager.chat import as_submit
 from callpool.manager.core.catalogue import Catalogue
-from callpool.manager.core.messages import PLACE_BYTES, Ask, Cancel, Grant, Reply, Revoke
+from callpool.manager.core.messages import PLACE_BYTES, Ask, Attach, Cancel, Grant, Reply, Revoke
+from callpool.manager.core.records import fingerprint
+from callpool.manager.core.refusals import request_conflict
 from callpool.manager.core.states import State
-from callpool.manager.errors import ConnectionLost, DuplicateRequest, from_fault
+from callpool.manager.errors import BadInput, ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.handle import Handle
 from callpool.manager.payload import build_submit, longest_function
 from callpool.manager.proxy import client_name, new_holder
@@ -163,9 +165,14 @@ class Client:
         priority: Priority = "normal",
         queue_timeout: float | None = None,
         affinity: str | None = None,
+        durable: bool = False,
         **parameters: Any,
     ) -> Handle:
         """Submit one request; returns when the supervisor has taken it. It waits in the queue while the pool is full.
+
+        `durable` makes it a job: it returns when the job is on the disk, and from then on the job needs nobody: it outlives this
+        program, a crash and a restart, waits without a bound unless `queue_timeout` gives one, and its result is kept (`attach`).
+        The same `request_id` with the same provider, model and payload is the same job, also later and from elsewhere.
 
         `timeout` is in seconds from the call's start to its end, further calls of the same request included; of a stream
         `first_token_timeout` ends a call that brings nothing, and `idle_timeout` one that stops bringing anything (defaults: the
@@ -203,15 +210,61 @@ class Client:
             priority=priority,
             queue_timeout=queue_timeout,
             affinity=affinity,
+            durable=durable,
         )
         handle = Handle(self, submit.request_id, provider, model, stream=stream)
-        if not self._register(handle, submit if request_id is None else None):
+        if durable:
+            handle.fingerprint = fingerprint(submit)
+            if (same := self._same_job(handle)) is not None:
+                same.wait_accepted(ANSWER_DEADLINE)
+                return same
+        if not self._register(handle, submit if request_id is None and not durable else None):
             self._send_for(handle, submit)
             handle.wait_accepted(ANSWER_DEADLINE)
             return handle
         handle.accept(None)
         self._send_for(handle, msgspec.structs.replace(submit, acknowledge=False))
         return handle
+
+    def attach(self, request_id: str) -> Handle:
+        """The handle of a job that was submitted before, by whomever: its end, and what it still streams, come to it, too.
+
+        Raises UnknownRequest, also for a job whose result is past its time, and JournalUnavailable.
+        """
+        self.check_process()
+        if not isinstance(request_id, str):
+            raise BadInput(f"request_id must be a string, got {type(request_id).__name__}", param="request_id")
+        with self.lock:
+            known = self._handles.get(request_id)
+        if known is not None and known.fingerprint is not None:
+            return known
+        handle = Handle(self, request_id, "", "", stream=True)
+        handle.fingerprint = b""
+        self._register(handle)
+        self._send_for(handle, Attach(request_id))
+        handle.wait_accepted(ANSWER_DEADLINE)
+        return handle
+
+    def jobs(self, *, states: Sequence[str] = (), before: int | None = None, limit: int = 100) -> dict[str, Any]:
+        """A page of jobs, the last accepted first: `{jobs, counts, next}`; `next` is `before` of the next page, or None.
+
+        `states`: of "queued", "started", "completed", "error", "timeout", "cancelled", "interrupted"; none are all.
+        """
+        answer: dict[str, Any] = self.ask("jobs", states=list(states), before=before, limit=limit)
+        return answer
+
+    def job(self, request_id: str) -> dict[str, Any]:
+        """One job as the journal has it, without its texts; `record` as `show` tells while it lives. Raises UnknownRequest."""
+        answer: dict[str, Any] = self.ask("job", request_id=request_id)
+        return answer
+
+    def resolve_job(self, request_id: str, *, retry: bool) -> dict[str, Any]:
+        """Decide about a job in doubt: call it again, which may pay twice, or let it have failed: `{request_id, state}`.
+
+        Raises UnknownRequest, and IllegalMove for a job that is not in doubt.
+        """
+        answer: dict[str, Any] = self.ask("resolve_job", request_id=request_id, retry=retry)
+        return answer
 
     def chat(
         self, *, provider: str, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
@@ -262,7 +315,17 @@ class Client:
         handle.wait_accepted(ANSWER_DEADLINE)
         return handle
 
-    def _send_for(self, handle: Handle, message: Submit | RunFunction) -> None:
+    def _same_job(self, handle: Handle) -> Handle | None:
+        """This client's own handle of the same job, if it has one. Raises RequestConflict where it asks for something else."""
+        with self.lock:
+            other = self._handles.get(handle.request_id)
+        if other is None or not other.fingerprint:
+            return None
+        if other.fingerprint != handle.fingerprint:
+            raise from_fault(request_conflict(handle.request_id))
+        return other
+
+    def _send_for(self, handle: Handle, message: Submit | RunFunction | Attach) -> None:
         """Send a request, or leave no trace of its handle."""
         try:
             self._channel.send(message)

@@ -54,6 +54,7 @@ class Progress:
         "_predicted",
         "_provider",
         "_stream",
+        "fingerprint",
         "request_id",
     )
 
@@ -65,6 +66,8 @@ class Progress:
         self._chunks: deque[bytes] = deque()
         self._done: Done | None = None
         """How it ended: in the supervisor's words, or in the client's where the supervisor could say nothing."""
+        self.fingerprint: bytes | None = None
+        """Of a job: what makes another submit of its id the same; empty where it is not known here."""
         self._accepted = False
         self._position: int | None = None
         self._predicted: float | None = None

@@ -6,23 +6,29 @@ A job that lives is the core's; of one that has ended, or that an earlier run ha
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
 
-from callpool.manager.core.events import Event, JobResolved
+from callpool.manager.core.events import Event, JobResolved, JobWatched
+from callpool.manager.core.jobs import done_of
+from callpool.manager.core.messages import Accepted, Rejected
 from callpool.manager.core.records import Job
 from callpool.manager.core.requests import as_plain
 from callpool.manager.core.states import ENDED, State
-from callpool.manager.errors import BadInput, JournalUnavailable, UnknownRequest
+from callpool.manager.errors import BadInput, CallpoolError, JournalUnavailable, ShuttingDown, UnknownRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from callpool.manager.core.machine import Core
+    from callpool.manager.core.messages import ClientEvent
     from callpool.manager.core.requests import Now
     from callpool.manager.holders import Caller
     from callpool.manager.journal import Journal
+
+log = logging.getLogger(__name__)
 
 MOST_ROWS = 1_000
 """Jobs of one answer."""
@@ -38,6 +44,13 @@ class JobStage(Protocol):
 
     def look(self, read: Callable[[Core, Now], Any]) -> Any:
         """Read the core under the lock."""
+
+
+class ToClients(Protocol):
+    """Where answers to messages go."""
+
+    def to_client(self, client: str, event: ClientEvent) -> None:
+        """Send to a client."""
 
 
 class _Page(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,9 +71,10 @@ class _Resolve(msgspec.Struct, forbid_unknown_fields=True):
 class JobVerbs:
     """The verbs by name."""
 
-    def __init__(self, stage: JobStage, journal: Journal | None) -> None:
+    def __init__(self, stage: JobStage, journal: Journal | None, outlets: ToClients) -> None:
         self._stage = stage
         self._journal = journal
+        self._outlets = outlets
         self.verbs: dict[str, tuple[type[msgspec.Struct], Callable[[Caller, Any], Any]]] = {
             "jobs": (_Page, self._jobs),
             "job": (_One, self._job),
@@ -71,8 +85,31 @@ class JobVerbs:
 
     def _journal_or_refuse(self) -> Journal:
         if self._journal is None:
-            raise JournalUnavailable("this supervisor keeps no journal", hint="start one on its own: `callpool start`")
+            raise _no_journal()
         return self._journal
+
+    def attach(self, caller: Caller, request_id: str) -> None:
+        """Let a client hear of a job's end: by the core while it lives, else by the journal."""
+        if self._journal is None:
+            self._outlets.to_client(caller.client, Rejected(request_id, _no_journal().fault))
+        elif not self._stage.step(JobWatched(caller.client, request_id)):
+            asyncio.ensure_future(self._tell_end(self._journal, caller.client, request_id)).add_done_callback(_say)
+
+    async def _tell_end(self, journal: Journal, client: str, request_id: str) -> None:
+        try:
+            await journal.durable(request_id)  # it may just have ended
+            job = (await journal.ask(lambda store: store.find([request_id]))).get(request_id)
+            if job is None:
+                raise UnknownRequest(f"no job {request_id[:80]!r}", param="request_id")
+            if job.ended_at is None:
+                raise ShuttingDown(
+                    f"job {request_id!r} waits for the next start", hint="ask again when the supervisor is back"
+                )
+        except CallpoolError as error:
+            self._outlets.to_client(client, Rejected(request_id, error.fault))
+            return
+        self._outlets.to_client(client, Accepted(request_id, 0, 0.0))
+        self._outlets.to_client(client, done_of(job))
 
     def _jobs(self, _caller: Caller, arguments: _Page) -> asyncio.Future[dict[str, Any]]:
         """A page of jobs, the last accepted first: `{jobs, counts, next}`."""
@@ -140,6 +177,15 @@ class JobVerbs:
             return {"before": before, "after": store.size()}
 
         return journal.ask(compact)
+
+
+def _no_journal() -> JournalUnavailable:
+    return JournalUnavailable("this supervisor keeps no journal", hint="start one on its own: `callpool start`")
+
+
+def _say(task: asyncio.Future[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("an answer about a job broke", exc_info=error)
 
 
 class _Nothing(msgspec.Struct, forbid_unknown_fields=True):

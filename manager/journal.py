@@ -163,6 +163,13 @@ class Journal:
             batch.waiters.append(future)
         return future
 
+    async def durable(self, request_id: str) -> None:
+        """Wait until nothing about this request is still to be written. Raises JournalUnavailable where it cannot be."""
+        while (batch := self._behind.get(request_id)) is not None:
+            future: asyncio.Future[None] = self._loop.create_future()
+            batch.waiters.append(future)
+            await future
+
     def turn(self) -> None:
         """After each step: let the writer begin, if it is free."""
         if self._flying is None and self._open.records and self.fault is None:

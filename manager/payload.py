@@ -55,6 +55,7 @@ def build_submit(
     priority: Priority = "normal",
     queue_timeout: float | None = None,
     affinity: str | None = None,
+    durable: bool = False,
 ) -> Submit:
     """Check everything that can be checked without the supervisor, and reckon what the request will use.
 
@@ -66,6 +67,8 @@ def build_submit(
             raise BadInput(f"{name} must be a string, got {type(value).__name__}", param=name)
     if not isinstance(stream, bool):
         raise BadInput(f"stream must be true or false, got {type(stream).__name__}", param="stream")
+    if not isinstance(durable, bool):
+        raise BadInput(f"durable must be true or false, got {type(durable).__name__}", param="durable")
     given = {"timeout": timeout, "first_token_timeout": first_token_timeout, "idle_timeout": idle_timeout}
     for name, seconds in given.items():
         if (fault := refuse_timeout(seconds, name)) is not None:
@@ -93,6 +96,7 @@ def build_submit(
         priority=priority,
         queue_timeout=queue_timeout,
         affinity=asked.cache_id if affinity is None else affinity,
+        durable=durable,
     )
     if (fault := catalogue.refuse(submit)) is not None:
         raise from_fault(fault)

@@ -52,6 +52,7 @@ from callpool.manager.core.events import (
     WorkerUp,
 )
 from callpool.manager.core.messages import (
+    Attach,
     Cancel,
     ClientMessage,
     Finished,
@@ -157,7 +158,7 @@ class Service:
         self._timer_due = 0.0
         self.journal = None if store is None else Journal(store, self, keep_seconds=keep_seconds)
         self._requests = RequestVerbs(self, outlets, address=address)
-        self._jobs = JobVerbs(self, self.journal)
+        self._jobs = JobVerbs(self, self.journal, outlets)
         self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[Caller, Any], Any]]] = {
             "open_channel": (NoArguments, self._open_channel),
             "let_go": (NoArguments, self._let_go),
@@ -383,6 +384,9 @@ class Service:
             return Noted(caller.client, message)
         if type(message) is RunFunction:
             return self._function_of(caller, message)
+        if type(message) is Attach:
+            self._jobs.attach(caller, message.request_id)
+            return None
         raise ProtocolError(f"no message for the service: {type(message).__name__}")
 
     def _function_of(self, caller: Caller, message: RunFunction) -> Event | None:

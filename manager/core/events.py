@@ -163,6 +163,13 @@ class JobKnown(_Event, frozen=True):
     job: Job
 
 
+class JobWatched(_Event, frozen=True):
+    """A client wants to hear of a job's end. Answered with whether the job lives: of others the journal tells."""
+
+    client: str
+    request_id: str
+
+
 class JobResolved(_Event, frozen=True):
     """A person decides about a job in doubt. Answered with `{request_id, state}`."""
 
@@ -219,6 +226,7 @@ Event = (
     | JobsRecovered
     | JobKnown
     | JobResolved
+    | JobWatched
     | JournalDown
     | JournalUp
     | DrainAsked

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         JobKnown,
         JobResolved,
         JobsRecovered,
+        JobWatched,
         JournalDown,
         JournalUp,
         Submitted,
@@ -88,11 +89,17 @@ class Jobs:
             fault = refusals.request_conflict(submit.request_id)
             effects.append(ToClient(event.client, Rejected(submit.request_id, fault)))
             return True
-        self._watch(request, event.client)
-        waits = request.state is State.QUEUED
-        accepted = self._core.dispatching.accepted(request, now) if waits else Accepted(request.request_id, 0, 0.0)
-        effects.append(ToClient(event.client, accepted))
+        self._watch(request, event.client, now, effects)
         return True
+
+    def watched(self, event: JobWatched, now: Now, effects: list[Effect]) -> None:
+        """A client waits for the end of a job, too."""
+        request = self._core.requests.get(event.request_id)
+        if request is None or request.job is None:
+            effects.append(Answer(False))
+            return
+        self._watch(request, event.client, now, effects)
+        effects.append(Answer(True))
 
     def accept(self, request: Request, event: Submitted, now: Now, effects: list[Effect]) -> None:
         """A request is a job: it has just been received, and waits for nobody yet."""
@@ -106,10 +113,13 @@ class Jobs:
             )
         )
 
-    def _watch(self, request: Request, client: str) -> None:
+    def _watch(self, request: Request, client: str, now: Now, effects: list[Effect]) -> None:
         if request.job is not None:
             request.job.watchers[client] = None
             self._core.by_client.setdefault(client, set()).add(request.request_id)
+        waits = request.state is State.QUEUED
+        accepted = self._core.dispatching.accepted(request, now) if waits else Accepted(request.request_id, 0, 0.0)
+        effects.append(ToClient(client, accepted))
 
     def forsake(self, request: Request, client: str) -> None:
         """A client does not wait for it any more; it goes on."""

@@ -108,7 +108,13 @@ class Note(_Message, frozen=True, tag=5):
     metadata: bytes = b"{}"
 
 
-ClientMessage = Submit | Cancel | Ask | RunFunction | Note
+class Attach(_Message, frozen=True, tag=6):
+    """Wait for the end of a job that was submitted before. Answered like a `Submit`."""
+
+    request_id: str
+
+
+ClientMessage = Submit | Cancel | Ask | RunFunction | Note | Attach
 
 
 # Supervisor → client, on a channel.
