@@ -21,8 +21,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from callpool.manager.core.events import ToClient, ToWorker
-from callpool.manager.core.records import AttemptStarted, JobAccepted
+from callpool.manager.core.pending import Batch, Pending
+from callpool.manager.core.records import JobAccepted
 from callpool.manager.errors import CallpoolError, JournalConflict, JournalUnavailable, from_fault, to_fault
 
 if TYPE_CHECKING:
@@ -63,20 +63,6 @@ class JournalOwner(Protocol):
         """It can be written again."""
 
 
-class Batch:
-    """Records that are committed together, and what waits for that."""
-
-    __slots__ = ("effects", "records", "waiters")
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.effects: list[Effect] = []
-        self.waiters: list[asyncio.Future[None]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.records or self.effects or self.waiters)
-
-
 class Journal:
     """The supervisor's one writer."""
 
@@ -87,10 +73,7 @@ class Journal:
         self._keep_seconds = keep_seconds
         self._loop = asyncio.get_running_loop()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._open = Batch()
-        self._flying: Batch | None = None
-        self._behind: dict[str, Batch] = {}
-        """request_id → the newest batch with a record of it that is not durable."""
+        self._pending = Pending()
         self.fault: Fault | None = None
         """Why nothing can be written now."""
         self.commits = 0
@@ -124,64 +107,53 @@ class Journal:
             try:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await ended
-                    while self._flying is not None or (self._open.records and self.fault is None):
+                    while self._pending.flying is not None or (self._pending.open.records and self.fault is None):
                         self._fly()
                         await asyncio.sleep(0.005)
             except TimeoutError:
-                log.error("the journal did not come back from its disk: %d records are lost", len(self._open.records))  # noqa: TRY400 - no defect of ours
+                log.error("the journal did not come back from its disk: %d records are lost", len(self._pending))  # noqa: TRY400 - no defect of ours
                 return
             self._tasks.put(None)
             await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
-        if self._open.records:
-            log.error("%d records could not be written: %s", len(self._open.records), self.fault)
+        if len(self._pending):
+            log.error("%d records could not be written: %s", len(self._pending), self.fault)
 
     # Records, and what waits for them.
 
     def record(self, record: Record) -> None:
         """Write this down as soon as the writer is free."""
-        self._open.records.append(record)
-        self._behind[record.request_id] = self._open
+        self._pending.record(record)
 
     def defer(self, effect: Effect) -> bool:
         """Keep an effect back until the records of its request are durable; False where there are none to wait for."""
-        if not self._behind:
-            return False
-        request_id = _about(effect)
-        batch = None if request_id is None else self._behind.get(request_id)
-        if batch is None:
-            return False
-        batch.effects.append(effect)
-        return True
+        return self._pending.defer(effect)
 
-    def settled(self) -> asyncio.Future[None]:
-        """A future of the moment at which all records until now are durable. Raises JournalUnavailable where they cannot be."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        batch = self._open if self._open.records else self._flying
-        if batch is None:
-            _settle(future)
-        else:
-            batch.waiters.append(future)
-        return future
+    async def settled(self) -> None:
+        """Wait until all records until now are durable. Raises JournalUnavailable where they cannot be."""
+        batch = self._pending.open if self._pending.open.records else self._pending.flying
+        if batch is not None:
+            await self._written(batch)
 
     async def durable(self, request_id: str) -> None:
         """Wait until nothing about this request is still to be written. Raises JournalUnavailable where it cannot be."""
-        while (batch := self._behind.get(request_id)) is not None:
-            future: asyncio.Future[None] = self._loop.create_future()
-            batch.waiters.append(future)
-            await future
+        while (batch := self._pending.behind(request_id)) is not None:
+            await self._written(batch)
+
+    def _written(self, batch: Batch) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = self._loop.create_future()
+        batch.waiters.append(future)
+        return future
 
     def turn(self) -> None:
         """After each step: let the writer begin, if it is free."""
-        if self._flying is None and self._open.records and self.fault is None:
+        if self.fault is None and self._pending.open.records:
             self._fly()
 
     def _fly(self) -> None:
-        if self._flying is not None or not self._open:
-            return
-        batch, self._open = self._open, Batch()
-        self._flying = batch
-        self._written_at, self._checkpointed = self._loop.time(), False
-        self._tasks.put(lambda: self._commit(batch))
+        batch = self._pending.fly()
+        if batch is not None:
+            self._written_at, self._checkpointed = self._loop.time(), False
+            self._tasks.put(lambda: self._commit(batch))
 
     # On the writing thread.
 
@@ -231,19 +203,11 @@ class Journal:
     # Back on the loop.
 
     def _committed(self, batch: Batch, known: dict[str, Job], refused: list[str]) -> None:
-        self._flying = None
         self.commits += 1
         self.records += len(batch.records)
         self.conflicts += len(refused)
         was_down, self.fault = self.fault, None
-        effects = batch.effects
-        if known:
-            for request_id in known:
-                self._leave_out(request_id)
-            effects = [each for each in effects if _about(each) not in known]
-        for record in batch.records:
-            if self._behind.get(record.request_id) is batch:
-                del self._behind[record.request_id]
+        effects = self._pending.committed(batch, known)
         for waiter in batch.waiters:
             _settle(waiter)
         if was_down is not None:
@@ -255,40 +219,16 @@ class Journal:
             self._owner.perform(effects)
         self.turn()
 
-    def _leave_out(self, request_id: str) -> None:
-        """Nothing of this request is written or sent any more."""
-        self._behind.pop(request_id, None)
-        self._open.records = [each for each in self._open.records if each.request_id != request_id]
-        self._open.effects = [each for each in self._open.effects if _about(each) != request_id]
-
     def _failed(self, batch: Batch, fault: Fault) -> None:
-        """Nothing of this batch is on the disk. What began with it is undone; what ended is kept for later."""
-        self._flying = None
-        later, self._open = self._open, Batch()
-        records, effects = batch.records + later.records, batch.effects + later.effects
-        refused = {each.request_id for each in records if type(each) is JobAccepted}
-        last = {each.request_id: each for each in records}
-        unstarted = {key for key, each in last.items() if type(each) is AttemptStarted and key not in refused}
-        self._open.records = [
-            each
-            for each in records
-            if each.request_id not in refused and not (each is last[each.request_id] and each.request_id in unstarted)
-        ]
-        kept = {each.request_id for each in self._open.records}
-        effects = [each for each in effects if _about(each) not in refused and not _is_order(each, unstarted)]
-        self._open.effects = [each for each in effects if _about(each) in kept]
-        at_once = [each for each in effects if _about(each) not in kept]
-        self._behind = dict.fromkeys(kept, self._open)
+        undone = self._pending.failed(batch)
         if self.fault is None or self.fault.message != fault.message:
             log.error("the journal cannot be written: %s", fault.message)
         self.fault = fault
-        error = from_fault(fault)
-        for waiter in batch.waiters + later.waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
-        self._owner.journal_down(fault, sorted(refused), sorted(unstarted))
-        if at_once:
-            self._owner.perform(at_once)
+        for waiter in undone.waiters:
+            _fail(waiter, from_fault(fault))
+        self._owner.journal_down(fault, undone.refused, undone.unstarted)
+        if undone.at_once:
+            self._owner.perform(undone.at_once)
         if not self._closed:
             self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
 
@@ -314,7 +254,7 @@ class Journal:
             self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
 
     def _can_write(self) -> None:
-        if self._open:
+        if self._pending.open:
             self._fly()  # what was kept first: `_committed` says that all is well
         else:
             self._committed(Batch(), {}, [])
@@ -339,7 +279,7 @@ class Journal:
     def _keep_house(self) -> None:
         """In idle moments: copy the log into the file, and forget what is past its time."""
         now = self._loop.time()
-        if self.fault is None and self._flying is None:
+        if self.fault is None and self._pending.flying is None:
             if not self._checkpointed and now - self._written_at >= IDLE_CHECKPOINT:
                 self._checkpointed = True
                 self.ask(lambda store: store.checkpoint()).add_done_callback(_say)
@@ -359,7 +299,7 @@ class Journal:
             "commits": self.commits,
             "records": self.records,
             "conflicts": self.conflicts,
-            "waiting": len(self._open.records) + (len(self._flying.records) if self._flying else 0),
+            "waiting": len(self._pending),
             "fault": None if self.fault is None else self.fault.message,
         }
 
@@ -370,17 +310,6 @@ def _unavailable(error: Exception) -> Fault:
     if found.code == JournalUnavailable.code:
         return found
     return JournalUnavailable(found.message, hint=found.hint, reason=found.code).fault
-
-
-def _about(effect: Effect) -> str | None:
-    """The id of the request that an effect is about."""
-    said: Any = effect.message if type(effect) is ToClient else effect.order if type(effect) is ToWorker else None
-    return getattr(said, "request_id", None)
-
-
-def _is_order(effect: Effect, unstarted: set[str]) -> bool:
-    """Whether it is for a worker, about a call that was not recorded and so never goes out."""
-    return type(effect) is ToWorker and _about(effect) in unstarted
 
 
 def _settle(future: asyncio.Future[Any], value: Any = None) -> None:

@@ -1,0 +1,137 @@
+"""What is not durable yet, and what waits for that.
+
+    record ─► open batch ──fly──► on its way to the disk ──committed──► what waited is done, in the order in which it was decided
+                  ▲                        │
+                  └─────────failed─────────┘   what began is undone, what ended is kept
+
+An effect about a request whose records are not durable waits behind the newest of them: so a worker never hears of a call that is not
+recorded, a cancel never overtakes its dispatch, and nobody hears of an end that a crash could take back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from callpool.manager.core.events import ToClient, ToWorker
+from callpool.manager.core.records import AttemptStarted, JobAccepted
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from callpool.manager.core.events import Effect
+    from callpool.manager.core.records import Record
+
+
+class Batch:
+    """Records that are committed together, and what waits for that."""
+
+    __slots__ = ("effects", "records", "waiters")
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.effects: list[Effect] = []
+        self.waiters: list[Any] = []
+        """Whoever else wants to know; the shell's."""
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.effects or self.waiters)
+
+
+class Undone(NamedTuple):
+    """What becomes of records that could not be written."""
+
+    refused: list[str]
+    """Jobs that nobody was told of: they were never taken."""
+    unstarted: list[str]
+    """Jobs whose worker was never told: they wait."""
+    at_once: list[Effect]
+    """What waited for nothing that is kept."""
+    waiters: list[Any]
+
+
+class Pending:
+    """The open batch, the one on its way, and who waits behind which."""
+
+    def __init__(self) -> None:
+        self.open = Batch()
+        self.flying: Batch | None = None
+        self._behind: dict[str, Batch] = {}
+        """request_id → the newest batch with a record of it."""
+
+    def __len__(self) -> int:
+        return len(self.open.records) + (len(self.flying.records) if self.flying is not None else 0)
+
+    def record(self, record: Record) -> None:
+        """This is to be written."""
+        self.open.records.append(record)
+        self._behind[record.request_id] = self.open
+
+    def behind(self, request_id: str) -> Batch | None:
+        """What must be durable before anything about this request is done; None where all is."""
+        return self._behind.get(request_id)
+
+    def defer(self, effect: Effect) -> bool:
+        """Keep an effect back until the records of its request are durable; False where there are none."""
+        if not self._behind:
+            return False
+        request_id = about(effect)
+        batch = None if request_id is None else self._behind.get(request_id)
+        if batch is None:
+            return False
+        batch.effects.append(effect)
+        return True
+
+    def fly(self) -> Batch | None:
+        """The batch that is to be written now, unless one is on its way or there is nothing."""
+        if self.flying is not None or not self.open:
+            return None
+        self.flying, self.open = self.open, Batch()
+        return self.flying
+
+    def committed(self, batch: Batch, known: Collection[str] = ()) -> list[Effect]:
+        """A batch is durable, but for what was about these ids: the journal had jobs of them already. What may be done now."""
+        self.flying = None
+        effects = batch.effects
+        if known:
+            effects = [each for each in effects if about(each) not in known]
+            self.open.records = [each for each in self.open.records if each.request_id not in known]
+            self.open.effects = [each for each in self.open.effects if about(each) not in known]
+            for request_id in known:
+                self._behind.pop(request_id, None)
+        for record in batch.records:
+            if self._behind.get(record.request_id) is batch:
+                del self._behind[record.request_id]
+        return effects
+
+    def failed(self, batch: Batch) -> Undone:
+        """Nothing of a batch is on the disk. What began is undone, with what was to follow it; what ended is kept for later."""
+        later, self.open, self.flying = self.open, Batch(), None
+        records, effects = batch.records + later.records, batch.effects + later.effects
+        refused = {each.request_id for each in records if type(each) is JobAccepted}
+        last = {each.request_id: each for each in records}
+        unstarted = {
+            request_id
+            for request_id, record in last.items()
+            if type(record) is AttemptStarted and request_id not in refused
+        }
+        self.open.records = [
+            each
+            for each in records
+            if each.request_id not in refused and not (each.request_id in unstarted and each is last[each.request_id])
+        ]
+        kept = {each.request_id for each in self.open.records}
+        effects = [
+            each
+            for each in effects
+            if about(each) not in refused and not (type(each) is ToWorker and about(each) in unstarted)
+        ]
+        self.open.effects = [each for each in effects if about(each) in kept]
+        self._behind = dict.fromkeys(kept, self.open)
+        at_once = [each for each in effects if about(each) not in kept]
+        return Undone(sorted(refused), sorted(unstarted), at_once, batch.waiters + later.waiters)
+
+
+def about(effect: Effect) -> str | None:
+    """The id of the request that an effect is about."""
+    said: Any = effect.message if type(effect) is ToClient else effect.order if type(effect) is ToWorker else None
+    return getattr(said, "request_id", None)
