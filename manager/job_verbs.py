@@ -97,8 +97,7 @@ class JobVerbs:
 
     async def _tell_end(self, journal: Journal, client: str, request_id: str) -> None:
         try:
-            await journal.durable(request_id)  # it may just have ended
-            job = (await journal.ask(lambda store: store.find([request_id]))).get(request_id)
+            job = await journal.current(request_id)
             if job is None:
                 raise UnknownRequest(f"no job {request_id[:80]!r}", param="request_id")
             if job.ended_at is None:
@@ -150,7 +149,7 @@ class JobVerbs:
         journal = self._journal_or_refuse()
 
         async def decide() -> dict[str, Any]:
-            job = await journal.ask(lambda store: store.one(arguments.request_id))
+            job = await journal.current(arguments.request_id)
             if job is None:
                 raise UnknownRequest(f"no job {arguments.request_id[:80]!r}", param="request_id")
             answer: dict[str, Any] = self._stage.step(JobResolved(job, arguments.retry))

@@ -53,8 +53,8 @@ class JournalOwner(Protocol):
     def perform(self, effects: Sequence[Effect]) -> None:
         """Do what waited for records that are durable now."""
 
-    def job_known(self, request_id: str, job: Job) -> None:
-        """The journal has a job of this id already: what was recorded of a new one was left out."""
+    def jobs_known(self, jobs: dict[str, Job]) -> None:
+        """The journal has jobs of these ids already: what was recorded of new ones was left out."""
 
     def journal_down(self, fault: Fault, refused: list[str], unstarted: list[str]) -> None:
         """Nothing can be written; these were refused, and the starts of these taken back."""
@@ -134,9 +134,22 @@ class Journal:
         if batch is not None:
             await self._written(batch)
 
+    def is_behind(self, request_id: str) -> bool:
+        """Whether something about this request is still to be written."""
+        return self._pending.behind(request_id) is not None
+
     async def durable(self, request_id: str) -> None:
         """Wait until nothing about this request is still to be written. Raises JournalUnavailable where it cannot be."""
         while (batch := self._pending.behind(request_id)) is not None:
+            await self._written(batch)
+
+    async def current(self, request_id: str) -> Job | None:
+        """A job as it is now, with nothing about it still to be written. Raises JournalUnavailable where that cannot be."""
+        while True:
+            job = await self.ask(lambda store: store.one(request_id))
+            batch = self._pending.behind(request_id)
+            if batch is None:
+                return job
             await self._written(batch)
 
     def _written(self, batch: Batch) -> asyncio.Future[None]:
@@ -213,8 +226,8 @@ class Journal:
         if was_down is not None:
             log.info("the journal can be written again")
             self._owner.journal_up()
-        for request_id, job in known.items():
-            self._owner.job_known(request_id, job)
+        if known:
+            self._owner.jobs_known(known)
         if effects:
             self._owner.perform(effects)
         self.turn()
@@ -233,18 +246,20 @@ class Journal:
             self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
 
     def _try_again(self) -> None:
-        self._tasks.put(self._probe)
+        suspect = self._pending.suspect
+        self._tasks.put(lambda: self._probe(suspect))
 
-    def _probe(self) -> None:
+    def _probe(self, suspect: Sequence[Record]) -> None:
         """On the writing thread: whether it can be written, with a fresh look at the file where the disk had failed."""
         try:
             if self.fault is not None and self.fault.details.get("reason") != "SQLITE_FULL":
                 self._store.reopen()
-            self._store.probe()
+            self._store.undo([])  # whether it can be written
+            written = self._store.holds(suspect)
         except (CallpoolError, OSError) as error:
             self._back(self._still_down, _unavailable(error))
         else:
-            self._back(self._can_write)
+            self._back(self._can_write, written)
 
     def _still_down(self, fault: Fault) -> None:
         if self.fault is not None and self.fault.message != fault.message:
@@ -253,11 +268,28 @@ class Journal:
         if not self._closed:
             self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
 
-    def _can_write(self) -> None:
-        if self._pending.open:
+    def _can_write(self, written: bool) -> None:  # noqa: FBT001 - called by the loop
+        undone = self._pending.settle(written=written)
+        if undone:
+            self._tasks.put(lambda: self._take_back(undone))
+        elif self._pending.open:
             self._fly()  # what was kept first: `_committed` says that all is well
         else:
             self._committed(Batch(), {}, [])
+
+    def _take_back(self, undone: Sequence[Record]) -> None:
+        """On the writing thread: what was given up is on the disk all the same."""
+        try:
+            self._store.undo(undone)
+        except (CallpoolError, OSError) as error:
+            self._back(self._still_undone, undone, _unavailable(error))
+        else:
+            self._back(self._can_write, False)
+
+    def _still_undone(self, undone: Sequence[Record], fault: Fault) -> None:
+        self.fault = fault
+        if not self._closed:
+            self._retry = self._loop.call_later(TRY_AGAIN, self._tasks.put, lambda: self._take_back(undone))
 
     # Questions and housekeeping.
 

@@ -16,6 +16,7 @@ Shared state and its owner:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -64,7 +65,7 @@ from callpool.manager.core.messages import (
     Submit,
 )
 from callpool.manager.core.requests import Now
-from callpool.manager.errors import BadInput, FunctionsRefused, ProtocolError, from_fault
+from callpool.manager.errors import BadInput, FunctionsRefused, JournalUnavailable, ProtocolError, from_fault
 from callpool.manager.health_facts import inconsistencies, survey_pool
 from callpool.manager.job_verbs import JobVerbs
 from callpool.manager.journal import Journal
@@ -156,6 +157,8 @@ class Service:
         self._session_ids = (f"session_{boot}{number:08x}" for number in itertools.count(1))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
+        self._later: set[asyncio.Task[None]] = set()
+        """Submits that wait for the disk."""
         self.journal = None if store is None else Journal(store, self, keep_seconds=keep_seconds)
         self._requests = RequestVerbs(self, outlets, address=address)
         self._jobs = JobVerbs(self, self.journal, outlets)
@@ -186,9 +189,9 @@ class Service:
         if len(effects) <= FEW:
             self._flush(effects)
 
-    def job_known(self, request_id: str, job: Job) -> None:
-        """The journal has a job of this id already."""
-        self.apply([JobKnown(request_id, job)])
+    def jobs_known(self, jobs: dict[str, Job]) -> None:
+        """The journal has jobs of these ids already. One step: or what one of them frees might go to the next."""
+        self.apply([JobKnown(request_id, job) for request_id, job in jobs.items()])
 
     def journal_down(self, fault: Fault, refused: list[str], unstarted: list[str]) -> None:
         """Nothing can be written down now."""
@@ -377,6 +380,8 @@ class Service:
     def _event_of(self, caller: Caller, message: ClientMessage) -> Event | None:
         """The event of a message; None where it was refused here."""
         if type(message) is Submit:
+            if message.durable and self._waits_for_its_last_end(caller, message):
+                return None
             return Submitted(caller.client, message, next(self._session_ids), caller.name)
         if type(message) is Cancel:
             return CancelAsked(caller.client, message.request_id)
@@ -388,6 +393,24 @@ class Service:
             self._jobs.attach(caller, message.request_id)
             return None
         raise ProtocolError(f"no message for the service: {type(message).__name__}")
+
+    def _waits_for_its_last_end(self, caller: Caller, message: Submit) -> bool:
+        """Whether the id is that of a job whose end is on its way to the disk: the submit is looked at again when it is there."""
+        journal = self.journal
+        if journal is None or journal.fault is not None or not journal.is_behind(message.request_id):
+            return False
+        if self.look(lambda core, _now: message.request_id in core.requests):
+            return False
+
+        async def again() -> None:
+            with contextlib.suppress(JournalUnavailable):  # then the submit is refused for that
+                await journal.durable(message.request_id)
+            self.handle_client(caller, [message])
+
+        task = self._loop.create_task(again())
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+        return True
 
     def _function_of(self, caller: Caller, message: RunFunction) -> Event | None:
         if self._functions and caller.door == PYTHON_DOOR:

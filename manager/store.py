@@ -20,7 +20,7 @@ import msgspec
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import Submit
-from callpool.manager.core.records import AttemptStarted, Job, JobAccepted, JobEnded, JobWaits, Kept
+from callpool.manager.core.records import AttemptStarted, Job, JobAccepted, JobEnded, JobWaits, Kept, outcome
 from callpool.manager.errors import JournalConflict, JournalRefused, JournalUnavailable
 from callpool.manager.mounts import network_file_system
 from callpool.manager.private import open_private_dir, open_private_file
@@ -199,10 +199,44 @@ class Store:
             values += _row(record)
         self._database.execute(_INSERTS[len(records)], values)
 
-    def probe(self) -> None:
-        """Whether anything can be written. Raises JournalUnavailable."""
+    def holds(self, records: Sequence[Record]) -> bool:
+        """Whether a batch is in the file, of which a write had failed: then a disk has said so and did it all the same.
+
+        One record tells it, for a batch is there whole or not at all, and no transition leaves a job as it was; those of ids that the
+        journal knew before were left out.
+        """
+        last = {record.request_id: record for record in records}
         with _explained(self.path):
-            self._database.execute("UPDATE facts SET value = value + 1 WHERE name = 'probed'")
+            for request_id, record in last.items():
+                row = self._database.execute(
+                    "SELECT state, attempt FROM jobs WHERE request_id = ?", (request_id,)
+                ).fetchone()
+                if row == outcome(record):
+                    return True
+        return False
+
+    def undo(self, records: Sequence[Record]) -> None:
+        """Take back acceptances and starts that were given up, as far as a disk that failed has them. Raises JournalUnavailable."""
+        database = self._database
+        with _explained(self.path):
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                for record in records:
+                    if type(record) is JobAccepted:
+                        database.execute(
+                            "DELETE FROM jobs WHERE request_id = ? AND ended_at IS NULL", (record.request_id,)
+                        )
+                    elif type(record) is AttemptStarted:
+                        database.execute(
+                            "UPDATE jobs SET state = 'queued', attempt = ? WHERE request_id = ? AND attempt = ? AND state = 'started'",
+                            (record.was, record.request_id, record.attempt),
+                        )
+                database.execute("UPDATE facts SET value = value + 1 WHERE name = 'probed'")
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                raise
 
     # Questions.
 

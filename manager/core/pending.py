@@ -10,16 +10,20 @@ recorded, a cancel never overtakes its dispatch, and nobody hears of an end that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from callpool.manager.core.events import ToClient, ToWorker
-from callpool.manager.core.records import AttemptStarted, JobAccepted
+from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from callpool.manager.core.events import Effect
     from callpool.manager.core.records import Record
+
+
+_OVER: Final = frozenset({JobWaits, JobEnded})
+"""Records with which an attempt is over."""
 
 
 class Batch:
@@ -57,14 +61,31 @@ class Pending:
         self.flying: Batch | None = None
         self._behind: dict[str, Batch] = {}
         """request_id → the newest batch with a record of it."""
+        self.suspect: list[Record] = []
+        """The batch that failed last: a disk that said so may have it all the same, whole as every batch."""
+        self._undone: list[Record] = []
+        """Of these, what was given up."""
 
     def __len__(self) -> int:
         return len(self.open.records) + (len(self.flying.records) if self.flying is not None else 0)
 
     def record(self, record: Record) -> None:
         """This is to be written."""
+        if record.request_id in self._behind:
+            if type(record) is JobAccepted:
+                raise RuntimeError(f"{record.request_id} is accepted again before its last end is durable")
+            if type(record) in _OVER:
+                self._never_send(record.request_id)
         self.open.records.append(record)
         self._behind[record.request_id] = self.open
+
+    def _never_send(self, request_id: str) -> None:
+        """Its attempt is over before its worker heard of it, and the worker's number may be another process's by now."""
+        for batch in (self.open, self.flying):
+            if batch is not None:
+                batch.effects = [
+                    each for each in batch.effects if not (type(each) is ToWorker and about(each) == request_id)
+                ]
 
     def behind(self, request_id: str) -> Batch | None:
         """What must be durable before anything about this request is done; None where all is."""
@@ -114,11 +135,14 @@ class Pending:
             for request_id, record in last.items()
             if type(record) is AttemptStarted and request_id not in refused
         }
-        self.open.records = [
+        undone = [
             each
             for each in records
-            if each.request_id not in refused and not (each.request_id in unstarted and each is last[each.request_id])
+            if each.request_id in refused or (each.request_id in unstarted and each is last[each.request_id])
         ]
+        gone = {id(each) for each in undone}
+        self.suspect, self._undone = batch.records, [each for each in batch.records if id(each) in gone]
+        self.open.records = [each for each in records if id(each) not in gone]
         kept = {each.request_id for each in self.open.records}
         effects = [
             each
@@ -129,6 +153,16 @@ class Pending:
         self._behind = dict.fromkeys(kept, self.open)
         at_once = [each for each in effects if about(each) not in kept]
         return Undone(sorted(refused), sorted(unstarted), at_once, batch.waiters + later.waiters)
+
+    def settle(self, *, written: bool) -> list[Record]:
+        """The disk can be written again, and holds the batch that failed last, or does not. Returns what must be taken back there."""
+        suspect, undone = self.suspect, self._undone
+        self.suspect, self._undone = [], []
+        if not written:
+            return []
+        there = {id(each) for each in suspect}
+        self.open.records = [each for each in self.open.records if id(each) not in there]
+        return undone
 
 
 def about(effect: Effect) -> str | None:

@@ -131,6 +131,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes | None = None
 
 
+def outcome(record: Record) -> tuple[str, int]:
+    """(state, attempt) of a job after this record."""
+    if isinstance(record, JobAccepted):
+        return "queued", 0
+    if isinstance(record, JobEnded):
+        return record.state, record.attempt
+    return "started" if isinstance(record, AttemptStarted) else "queued", record.attempt
+
+
 def fingerprint(submit: Submit) -> bytes:
     """What makes two submits of one id the same: what is asked, of whom. Not how long one waits, nor the metadata beside it."""
     digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)

@@ -50,6 +50,7 @@ def make_core(
     circuit_rules: CircuitRules | None = None,
     timeouts: Mapping[str, Timeouts] | None = None,
     rules: LedgerRules | None = None,
+    journaled: bool = False,
 ) -> Core:
     """A core with one model `m` on every account, and an account `keyless` that cannot serve. Chance is always a half.
 
@@ -79,6 +80,7 @@ def make_core(
         retry_rules=retry_rules or RetryRules(),
         own_retry_rules=own_retry_rules,
         circuit_rules=circuit_rules or CircuitRules(failures=0),
+        journaled=journaled,
     )
 
 
