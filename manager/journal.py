@@ -21,8 +21,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from callpool.manager import failpoints
 from callpool.manager.core.pending import Batch, Pending
-from callpool.manager.core.records import JobAccepted
+from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits
 from callpool.manager.errors import CallpoolError, JournalConflict, JournalUnavailable, from_fault, to_fault
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ IDLE_CHECKPOINT: Final = 1.0
 """Seconds without a record after which the write-ahead log is copied into the file."""
 SWEEP_INTERVAL: Final = 60.0
 """Seconds between two looks for results that are past their time."""
+_POINTS: Final = {JobAccepted: "accepted", AttemptStarted: "started", JobWaits: "waits", JobEnded: "ended"}
 CLOSE_SECONDS: Final = 10.0
 """For what is still to be written when the supervisor ends; a disk that hangs must not keep it."""
 
@@ -188,7 +190,11 @@ class Journal:
         try:
             known = self._known(batch)
             records = [each for each in batch.records if each.request_id not in known] if known else batch.records
+            if failpoints.armed:
+                _pass(records, "before_commit")
             refused = self._write(records)
+            if failpoints.armed:
+                _pass(records, "after_commit")
         except Exception as error:
             if not isinstance(error, CallpoolError):
                 log.exception("the journal broke")
@@ -216,6 +222,8 @@ class Journal:
     # Back on the loop.
 
     def _committed(self, batch: Batch, known: dict[str, Job], refused: list[str]) -> None:
+        if failpoints.armed:
+            failpoints.hit("batch.told")
         self.commits += 1
         self.records += len(batch.records)
         self.conflicts += len(refused)
@@ -314,14 +322,17 @@ class Journal:
         if self.fault is None and self._pending.flying is None:
             if not self._checkpointed and now - self._written_at >= IDLE_CHECKPOINT:
                 self._checkpointed = True
-                self.ask(lambda store: store.checkpoint()).add_done_callback(_say)
+                self.ask(_checkpoint).add_done_callback(_say)
             if now - self._swept_at >= SWEEP_INTERVAL:
                 self._swept_at = now
                 self.ask(self._sweep).add_done_callback(_say)
         self._housekeeping = self._loop.call_later(IDLE_CHECKPOINT, self._keep_house)
 
     def _sweep(self, store: Store) -> int:
-        return store.sweep(time.time() - self._keep_seconds)
+        failpoints.hit("sweep.before")
+        swept = store.sweep(time.time() - self._keep_seconds)
+        failpoints.hit("sweep.after")
+        return swept
 
     def describe(self) -> dict[str, Any]:
         """What `status` says of it."""
@@ -334,6 +345,18 @@ class Journal:
             "waiting": len(self._pending),
             "fault": None if self.fault is None else self.fault.message,
         }
+
+
+def _checkpoint(store: Store) -> None:
+    failpoints.hit("checkpoint.before")
+    store.checkpoint()
+    failpoints.hit("checkpoint.after")
+
+
+def _pass(records: Sequence[Record], side: str) -> None:
+    """The failpoints of a commit."""
+    for record in records:
+        failpoints.hit(f"{_POINTS[type(record)]}.{side}")
 
 
 def _unavailable(error: Exception) -> Fault:
