@@ -105,7 +105,7 @@ END_GRACE = 3.0
 """Seconds to wait for a worker's acknowledgement of a cancel before the slot is taken back without it."""
 BYTES_A_TOKEN = 4
 MAX_LOST_ATTEMPTS = 3
-"""Dispatches of one request that may be lost with their worker before the call began."""
+"""Dispatches of one request that may be lost with their workers: with the last it is quarantined, for it may be what kills them."""
 
 _OUTCOME_OF = {
     State.COMPLETED: (Move.COMPLETE, Outcome.COMPLETED, Phase.COMPLETED),
@@ -119,6 +119,7 @@ _STATE_OF_FAULT = {
     "cancelled": State.CANCELLED,
     "interrupted": State.INTERRUPTED,
     "worker_lost": State.INTERRUPTED,
+    "quarantined": State.INTERRUPTED,
 }
 
 _RETRIES = RetryRules()
@@ -592,7 +593,12 @@ class Core:
         if request.ending is not None:
             self.end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
         elif request.state is State.PROCESSING:
-            self.end(request, refusals.worker_lost(request, event.worker, event.reason), now, effects)
+            lost = self.attempts.lost(request) + 1
+            fault = refusals.worker_lost(request, event.worker, event.reason)
+            if lost >= MAX_LOST_ATTEMPTS:
+                self.end(request, refusals.quarantined(request, event.worker, event.reason, lost), now, effects)
+            elif not self.attempts.goes_on_after_death(request, fault, now, effects):
+                self.end(request, fault, now, effects)
         elif (
             lost := self.attempts.lost(request) + 1
         ) >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
