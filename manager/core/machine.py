@@ -144,6 +144,7 @@ class Core:
     """All shared state of the supervisor. Its owner is the service, which calls it under the one lock."""
 
     draining_class = Draining
+    jobs_class = Jobs
 
     def __init__(
         self,
@@ -189,7 +190,7 @@ class Core:
         )
         self.teaching = Teaching(self, draw)
         self.dispatching = Dispatching(self)
-        self.jobs = Jobs(self, journaled=journaled)
+        self.jobs = self.jobs_class(self, journaled=journaled)
         self._sequence = 0
         self._dispatches = 0
         self._handlers: dict[type[Event], Handler] = {

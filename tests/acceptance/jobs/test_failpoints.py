@@ -78,7 +78,10 @@ def test_the_supervisor_dies_as_it_takes_jobs_up(point: str, monkeypatch: pytest
     with FakeProviderProcess() as fake:
         acknowledged = left_behind(fake)
         monkeypatch.setenv("CALLPOOL_FAILPOINT", point)
-        with contextlib.suppress(callpool.CallpoolError), detached(config(fake)) as supervisor:  # it may not even get ready
+        with (
+            contextlib.suppress(callpool.CallpoolError),
+            detached(config(fake)) as supervisor,
+        ):  # it may not even get ready
             supervisor.ended()
         monkeypatch.delenv("CALLPOOL_FAILPOINT")
         after(fake, acknowledged)
