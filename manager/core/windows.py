@@ -146,13 +146,18 @@ class Window:
         `grain`: seconds into which ends are gathered, each to the later one; 0 leaves them as they are. O(entries).
         """
         self.forget(now)
-        found: dict[float, int] = {}
+        found: list[tuple[float, int]] = []
+        edge, total = -math.inf, 0
         for entry in self._ended:
-            expires = entry.expires or 0.0
-            if grain:
-                expires = math.ceil(expires / grain) * grain
-            found[expires] = found.get(expires, 0) + entry.amount
-        return [(expires, amount) for expires, amount in found.items() if amount]
+            expires: float = entry.expires  # type: ignore[assignment]  # all of them have ended
+            if expires > edge:
+                if total:
+                    found.append((edge, total))
+                edge, total = math.ceil(expires / grain) * grain if grain else expires, 0
+            total += entry.amount
+        if total:
+            found.append((edge, total))
+        return found
 
     def settled(self, now: float) -> int:
         """What counts and has ended."""

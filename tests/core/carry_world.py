@@ -71,7 +71,7 @@ class WatchedLedger(Ledger):
         return found
 
 
-def rules_of(  # noqa: PLR0913 - one for each limit
+def rules_of(
     *,
     requests: int | None = None,
     tokens: int | None = None,
@@ -102,7 +102,8 @@ class World:
         self.chance = chance
         self.pace = pace
         self.made = made
-        self.slow_commits = True
+        self.commit_takes: float | None = None
+        """Seconds; None: now and then long, and the word of it comes later."""
         self.time = 1_000.0
         self.boot, self._booted_at = 1, 0.0
         self.wall_off_by = 1e9
@@ -133,22 +134,25 @@ class World:
         self.ledger = WatchedLedger(self.rules, self.carryover)
         self._at(self.time + TICK * self.pace, self._tick)
 
-    def kill(self, *, reboot: bool = False) -> None:
-        """Nobody has time for anything. What was on its way to the provider may still arrive, or not."""
+    def kill(self, *, reboot: bool = False, after: float | None = None) -> None:
+        """Nobody has time for anything. What was on its way to the provider may still arrive, or not.
+
+        `after`: seconds until the next start; None: any.
+        """
         for call in self.out.values():
             if call.arrives <= self.time:
                 self._arrive(call, call.arrives)
             elif self.chance.random() < 0.7:
                 self._arrive(call, self.time + self.chance.random() * LAG)
         self._settle_disk(self.time)
-        self.time += self.chance.choice([0.0, 0.1, 3.0, 20.0]) * self.pace
+        self.time += self.chance.choice([0.0, 0.1, 3.0, 20.0]) * self.pace if after is None else after
         if reboot:
             self.time += LAG  # nothing arrives from a machine that is off
             self.boot += 1
             self._booted_at = self.time - self.chance.random() * 20.0
         self.start()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """An orderly end: what waits is dropped, what is out ends, the last records are written."""
         for _, call in self.held:
             self.ledger.settle(call.name, "unused", None, self.now().monotonic)
@@ -157,18 +161,19 @@ class World:
             self._next()
         self.write(self.carryover.final(self.now()))
         self._settle_disk(float("inf"))
-        self.start()
 
     # The disk.
 
     def write(self, records: Iterable[Record]) -> None:
         for record in records:
             before = self._to_disk[-1][0] if self._to_disk else self.time
-            delay = self.chance.choice([0.0, 0.0, 0.01, 0.3, 2.0]) * self.pace if self.slow_commits else 0.0
+            delay, word = self.commit_takes, 0.0
+            if delay is None:
+                delay = self.chance.choice([0.0, 0.0, 0.01, 0.3, 2.0]) * self.pace
+                word = self.chance.random() * 0.5 * self.pace
             durable = max(before, self.time + delay)
             self._to_disk.append((durable, record))
-            told = durable + (self.chance.random() * 0.5 * self.pace if self.slow_commits else 0.0)
-            self._at(told, lambda number=record.number: self._committed(number))  # type: ignore[misc]  # a default binds it
+            self._at(durable + word, lambda number=record.number: self._committed(number))  # type: ignore[misc]  # binds it
 
     def _settle_disk(self, until: float) -> None:
         while self._to_disk and self._to_disk[0][0] <= until:
@@ -185,7 +190,10 @@ class World:
         self._told = number
         self._settle_disk(self.time)
         self.carryover.committed(number)
-        free, self.held = [each for each in self.held if each[0] <= number], [each for each in self.held if each[0] > number]
+        free, self.held = (
+            [each for each in self.held if each[0] <= number],
+            [each for each in self.held if each[0] > number],
+        )
         for _, call in free:
             self._send(call)
 
@@ -271,6 +279,21 @@ class World:
             self._next()
         self.time = until
 
+    def load(self, seconds: float, gap: float, estimate: int, *, client: str = "x") -> None:
+        """Calls at an even pace, as far as there is room for them."""
+        until = self.time + seconds
+        while self.time < until:
+            self.submit(client, estimate, estimate)
+            self.run(gap)
+
+    def used(self) -> dict[Key, int]:
+        """What counts now in each window of which anything does."""
+        now = self.now().monotonic
+        windows = {each.key: each.window for scope in self.ledger._all_scopes() for each in scope.measures()}
+        for window in windows.values():
+            window.forget(now)
+        return {key: window.used for key, window in windows.items() if window.used}
+
     # The judge.
 
     def excess(self) -> list[str]:
@@ -290,7 +313,10 @@ class World:
                 found
                 for name in CLIENTS
                 for found in most(
-                    f"client {name}", [(each.at, each.tokens) for each in log if each.client == name], DAY, day_of_client
+                    f"client {name}",
+                    [(each.at, each.tokens) for each in log if each.client == name],
+                    DAY,
+                    day_of_client,
                 )
             ),
         ]
@@ -319,7 +345,8 @@ def live(world: World, steps: int) -> None:
         if what < 0.05:
             world.kill(reboot=chance.random() < 0.3)
         elif what < 0.07:
-            world.end()
+            world.stop()
+            world.start()
         elif what < 0.10:
             world.wall_off_by += chance.choice([-DAY, DAY, -3.0])
         elif what < 0.12:
