@@ -193,7 +193,7 @@ class TestRestart:
             assert len(world.used()) > 6
             for _ in range(40):
                 after, again = world.used(), world.ledger
-                world.ledger = before  # type: ignore[assignment]  # the same kind
+                world.ledger = before
                 assert after == world.used(), "at each time the same counts"
                 world.ledger = again
                 world.time = (world.time // FINAL_GRAIN + 13) * FINAL_GRAIN
@@ -301,7 +301,7 @@ class TestWrites:
     def test_a_full_minute_writes_about_a_dozen_records(
         self, what: str, limit: int, amount: int, *, burst: bool
     ) -> None:
-        world = World(rules_of(**{what: limit}), random.Random(1))
+        world = World(rules_of(**{what: limit}), random.Random(1))  # type: ignore[arg-type]  # none of them is `charge`
         world.commit_takes = 0.02
         world.load(5 * MINUTE, 60.0 * amount / limit / (1_000 if burst and limit < 100 else 1), amount)
         assert world.sent >= 2
@@ -378,6 +378,8 @@ class TestBlocks:
         desk = Desk(limit=8_000)
         records = [record for due in desk.reserve(8_000) for record in due.records]
         assert len(records) == 4
+        desk.carryover.committed(4)
+        assert not desk.reserve()[0].waits, "the last of them is what counts"
         assert records[-1].rest >= 8_000
 
     def test_what_is_found_to_be_more_is_taken_from_the_block(self) -> None:
@@ -397,6 +399,8 @@ class TestBlocks:
         window.stamp(late, 1.0)
         window.refund(late, 2.0)
         assert window.taken == 5, "it may be written down as ended"
+        window.correct(late, 3, 3.0)
+        assert window.taken == 8
 
     def test_a_journal_that_is_down_holds_nobody_back(self) -> None:
         desk = Desk()
@@ -412,6 +416,18 @@ class TestBlocks:
         assert record.rest == 61 + 10
         desk.carryover.committed(1)
         assert desk.reserve()[0].waits, "an old word says nothing of the new record"
+        desk.carryover.committed(record.number)
+        assert not desk.reserve()[0].waits
+
+    def test_what_was_on_its_way_to_a_journal_that_failed_may_have_arrived(self) -> None:
+        desk = Desk()
+        desk.reserve()
+        desk.carryover.committed(1)
+        (less,) = desk.carryover.lower(now(100.0 + LOWER_AFTER))
+        assert less.rest == 6
+        desk.carryover.down()
+        (record,) = desk.carryover.up(now(200.0))
+        assert [due.waits for due in desk.reserve(6)] == [False] * 5 + [True]
         desk.carryover.committed(record.number)
         assert not desk.reserve()[0].waits
 
