@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from callpool.manager.core.windows import DAY, DAY_GRAIN, MINUTE
+from callpool.manager.core.windows import DAY, DAY_GRAIN, MINUTE, NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,9 +128,11 @@ class Aside:
 
     def fade(self, now: float) -> Iterator[Key]:
         """The windows of which nothing counts any more; they are forgotten."""
-        while self._left:
-            key, left = next(iter(self._left.items()))
-            if max(expires for expires, _ in left) > now:
-                return
+        while self.fades_at() <= now:
+            key = next(iter(self._left))
             del self._left[key]
             yield key
+
+    def fades_at(self) -> float:
+        """Monotonic seconds at which nothing of the next window counts any more; `NEVER` without one."""
+        return max(expires for expires, _ in next(iter(self._left.values()))) if self._left else NEVER

@@ -44,7 +44,7 @@ MAX_DOUBLINGS: Final = 8
 """How often a block is doubled while records wait for the disk: then it is more than the whole limit of a minute."""
 
 
-class Due(NamedTuple):
+class Claim(NamedTuple):
     """What a reservation asks of the journal."""
 
     records: Sequence[Record]
@@ -53,7 +53,7 @@ class Due(NamedTuple):
     """Whether the call may go only when all records that were handed out by now are durable."""
 
 
-COVERED: Final = Due((), waits=False)
+COVERED: Final = Claim((), waits=False)
 
 
 class _Line:
@@ -102,6 +102,8 @@ class Carryover:
         self._under_way: deque[tuple[int, _Line]] = deque()
         """Records that are not durable yet, in order."""
         self._is_down = False
+        self._look_at = NEVER
+        """Monotonic seconds."""
 
     @property
     def newest(self) -> int:
@@ -123,6 +125,7 @@ class Carryover:
                 left[record.key] = found
         for key in self._aside.put({key: found for key, found in left.items() if found}):
             left[key] = []
+        self._look_at = self._aside.fades_at()
         return [self._record(key, 0, found, now) for key, found in left.items()]
 
     def watch(self, scope: Scope) -> None:
@@ -140,7 +143,7 @@ class Carryover:
 
     # A call.
 
-    def cover(self, entries: Sequence[tuple[Measure, Entry]], now: Now) -> Due:
+    def cover(self, entries: Sequence[tuple[Measure, Entry]], now: Now) -> Claim:
         """What has to be written after these entries were reserved or corrected, and whether their call has to wait for it.
 
         It is on the way of every call: nearly always it compares two numbers of each window.
@@ -151,7 +154,7 @@ class Carryover:
                 return self._cover(entries, now)
         return COVERED
 
-    def _cover(self, entries: Sequence[tuple[Measure, Entry]], now: Now) -> Due:
+    def _cover(self, entries: Sequence[tuple[Measure, Entry]], now: Now) -> Claim:
         records: list[Record] = []
         waits = False
         for measure, entry in entries:
@@ -163,7 +166,7 @@ class Carryover:
             if window.taken > line.early:
                 records.append(self._extend(line, entry.amount, now))
             waits = waits or window.taken > line.allowed()
-        return Due(records, waits)
+        return Claim(records, waits)
 
     def committed(self, number: int) -> None:
         """Every record up to this number is durable."""
@@ -185,14 +188,14 @@ class Carryover:
     def _write(self, line: _Line, room: int, ahead: int, now: Now, *, grain: float = MINUTE_GRAIN) -> Record:
         """The window as it is now, with room for so much more. `ahead`: what shall be left of it when the next is written."""
         measure, window = line.measure, line.measure.window
+        settled = window.ended(0.0 if measure.is_of_a_day else grain, now.monotonic)  # a day's are gathered already
         line.rest = window.under_way + room
         line.at = now.monotonic
-        record = self._record(
-            measure.key, line.rest, window.ended(0.0 if measure.is_of_a_day else grain, now.monotonic), now
-        )
+        record = self._record(measure.key, line.rest, settled, now)
         line.early = window.taken + room - ahead
         line.under_way.append((record.number, window.taken + room))
         self._under_way.append((record.number, line))
+        self._look_at = min(self._look_at, line.at + LOWER_AFTER)
         line.set_mark()
         return record
 
@@ -203,20 +206,33 @@ class Carryover:
 
     # Now and then, and at the end.
 
+    def next_due(self) -> float | None:
+        """Monotonic seconds at which `lower` should look; None where only a new record can give it anything to do."""
+        return None if self._look_at == NEVER else self._look_at
+
     def lower(self, now: Now) -> list[Record]:
         """Records that hold less, where the newest one holds a good deal more than counts: a crash then costs less.
 
         Half a block is kept for what comes next, nothing of a limit below 16. O(windows); each writes at most one in `LOWER_AFTER`.
         """
+        self._look_at = NEVER
         if self._is_down:
             return []
         records = [self._record(key, 0, [], now) for key in self._aside.fade(now.monotonic)]
+        look_at = self._aside.fades_at()
         for line in self._lines.values():
-            if now.monotonic - line.at < LOWER_AFTER:
-                continue
             room = line.block // 2
-            if line.rest - line.measure.window.under_way - room >= max(1, room):
+            worthwhile = max(1, room)
+            over = line.rest - room
+            if over < worthwhile:
+                continue  # it holds little, whatever ends
+            if now.monotonic - line.at < LOWER_AFTER:
+                look_at = min(look_at, line.at + LOWER_AFTER)
+                continue
+            if over - line.measure.window.under_way >= worthwhile:
                 records.append(self._write(line, room, line.block // 4, now))
+            look_at = min(look_at, now.monotonic + LOWER_AFTER)  # what is still under way will end
+        self._look_at = look_at
         return records
 
     def final(self, now: Now) -> list[Record]:

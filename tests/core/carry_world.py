@@ -96,12 +96,19 @@ class World:
     """Everything that outlives a supervisor, and the one that runs now. `pace`: by how much longer everything takes than in a minute."""
 
     def __init__(
-        self, rules: LedgerRules, chance: random.Random, *, pace: float = 1.0, made: type[Carryover] = Carryover
+        self,
+        rules: LedgerRules,
+        chance: random.Random,
+        *,
+        pace: float = 1.0,
+        made: type[Carryover] = Carryover,
+        trusts_wall: bool = False,
     ) -> None:
         self.rules = rules
         self.chance = chance
         self.pace = pace
         self.made = made
+        self.trusts_wall = trusts_wall
         self.commit_takes: float | None = None
         """Seconds; None: now and then long, and the word of it comes later."""
         self.time = 1_000.0
@@ -128,7 +135,7 @@ class World:
         self._told = 0
         self.held: list[tuple[int, Call]] = []
         self.out: dict[str, Call] = {}
-        self.carryover = self.made(boot=f"boot {self.boot}", lag=LAG)
+        self.carryover = self.made(boot=f"boot {self.boot}", trusts_wall=self.trusts_wall, lag=LAG)
         records = [msgspec.msgpack.decode(each, type=Record) for each in self.disk.values()]
         self.write(self.carryover.restore(records, self.now()))
         self.ledger = WatchedLedger(self.rules, self.carryover)
@@ -264,7 +271,9 @@ class World:
         heapq.heappush(self._events, (at, next(self._names), action))
 
     def _tick(self) -> None:
-        self.write(self.carryover.lower(self.now()))
+        due = self.carryover.next_due()
+        if due is not None and due <= self.now().monotonic:
+            self.write(self.carryover.lower(self.now()))
         self._at(self.time + TICK * self.pace, self._tick)
 
     def _next(self) -> None:
@@ -347,7 +356,7 @@ def live(world: World, steps: int) -> None:
         elif what < 0.07:
             world.stop()
             world.start()
-        elif what < 0.10:
+        elif what < 0.10 and not world.trusts_wall:
             world.wall_off_by += chance.choice([-DAY, DAY, -3.0])
         elif what < 0.12:
             world.ledger.forget_idle(world.now().monotonic)

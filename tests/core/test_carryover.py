@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from callpool.manager.core.carried import MINUTE_GRAIN, Aside, Record
-from callpool.manager.core.carryover import COVERED, FINAL_GRAIN, LOWER_AFTER, Carryover, Due
+from callpool.manager.core.carryover import COVERED, FINAL_GRAIN, LOWER_AFTER, Carryover, Claim
 from callpool.manager.core.limits import LedgerRules, Limits
 from callpool.manager.core.requests import Now
 from callpool.manager.core.scopes import Key, Measure, Scope
@@ -48,9 +48,11 @@ class TestNeverMore:
         assert kills > 2 * 40, "and machines are booted"
 
     @pytest.mark.parametrize("rules", DAYS)
-    def test_in_any_day(self, rules: LedgerRules) -> None:
+    @pytest.mark.parametrize("trusts_wall", [False, True])
+    def test_in_any_day(self, rules: LedgerRules, *, trusts_wall: bool) -> None:
+        """A clock that somebody vouches for does not jump."""
         for number in range(25):
-            world = World(rules, random.Random(number), pace=PACE)
+            world = World(rules, random.Random(number), pace=PACE, trusts_wall=trusts_wall)
             live(world, 150)
             assert world.excess() == [], number
             assert world.sent
@@ -59,14 +61,14 @@ class TestNeverMore:
 class NeverWrites(Carryover):
     """No block is ever written."""
 
-    def cover(self, entries: object, now: Now) -> Due:
+    def cover(self, entries: object, now: Now) -> Claim:
         return COVERED
 
 
 class NeverWaits(Carryover):
     """A block is written, and used before it is on the disk."""
 
-    def cover(self, entries: list[tuple[Measure, Entry]], now: Now) -> Due:  # type: ignore[override]
+    def cover(self, entries: list[tuple[Measure, Entry]], now: Now) -> Claim:  # type: ignore[override]
         return super().cover(entries, now)._replace(waits=False)
 
 
@@ -118,8 +120,8 @@ class WallBelieved(Worn):
 class NoLag(Carryover):
     """What was out at the kill has arrived by the restart."""
 
-    def __init__(self, *, boot: str, lag: float) -> None:
-        super().__init__(boot=boot)
+    def __init__(self, *, boot: str, trusts_wall: bool, lag: float) -> None:
+        super().__init__(boot=boot, trusts_wall=trusts_wall)
 
 
 class FreshScopes(Carryover):
@@ -143,7 +145,7 @@ class LessIsNotLess(Carryover):
 class ExpiryMakesRoom(Carryover):
     """A block is measured by what counts now, so that what has expired since its record was written makes room in it."""
 
-    def cover(self, entries: list[tuple[Measure, Entry]], now: Now) -> Due:  # type: ignore[override]
+    def cover(self, entries: list[tuple[Measure, Entry]], now: Now) -> Claim:  # type: ignore[override]
         for measure, _ in entries:
             measure.window.forget(now.monotonic)
             measure.window.taken = measure.window.used
@@ -321,6 +323,7 @@ class TestWrites:
         written = world.written
         world.run(10 * MINUTE)
         assert world.written == written
+        assert world.carryover.next_due() is None, "nor is anything looked at"
 
 
 class Desk:
@@ -333,7 +336,7 @@ class Desk:
         self.carryover.watch(self.scope)
         self.entries: list[Entry] = []
 
-    def reserve(self, count: int = 1, time: float = 100.0) -> list[Due]:
+    def reserve(self, count: int = 1, time: float = 100.0) -> list[Claim]:
         found = []
         for _ in range(count):
             self.entries.append(self.measure.window.reserve(1))
@@ -353,7 +356,7 @@ class TestBlocks:
         assert [record.rest for record in early.records] == [20]
         assert not early.waits, "two places are left"
         last, one_more = desk.reserve(2)
-        assert (last, one_more) == (COVERED, Due([], waits=True))
+        assert (last, one_more) == (COVERED, Claim([], waits=True))
 
     def test_a_record_that_allows_less_counts_from_its_writing_on(self) -> None:
         desk = Desk()
@@ -407,7 +410,7 @@ class TestBlocks:
         (first,) = desk.reserve()
         assert first.waits
         desk.carryover.down()
-        assert desk.reserve(60) == [Due([], waits=False), *[COVERED] * 59]
+        assert desk.reserve(60) == [Claim([], waits=False), *[COVERED] * 59]
         assert desk.measure.window.mark == NEVER, "and costs nothing"
         assert (
             desk.carryover.lower(now(500.0)) == desk.carryover.forget(Scope("client", "x", Limits()), now(500.0)) == []
