@@ -141,9 +141,11 @@ class TestAside:
     def test_there_is_a_bound_and_what_ends_first_is_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(carried, "MAX_ASIDE", 2)
         aside = Aside()
-        ends = {("client", str(end), "requests_per_minute"): [(float(end), 1)] for end in (30, 10, 20)}
-        assert aside.put(ends) == [("client", "10", "requests_per_minute")]
+        ends = {("client", str(end), "requests_per_minute"): [(float(end), 1), (40.0 - end, 1)] for end in (30, 25, 35)}
+        assert aside.put(ends) == [("client", "25", "requests_per_minute")]
         assert len(aside) == 2
-        assert list(aside.fade(25.0)) == [("client", "20", "requests_per_minute")]
-        assert aside.take(("client", "30", "requests_per_minute")) == [(30.0, 1)]
+        assert aside.fades_at() == 30.0
+        assert list(aside.fade(29.0)) == []
+        assert list(aside.fade(31.0)) == [("client", "30", "requests_per_minute")]
+        assert aside.take(("client", "35", "requests_per_minute")) == [(35.0, 1), (5.0, 1)]
         assert list(aside.fade(99.0)) == []

@@ -23,6 +23,7 @@ MINUTES = [
     rules_of(requests=40, organization=100),
     rules_of(requests=200, tokens=60, charge="advance"),
     rules_of(tokens=300, client_day=500),
+    rules_of(requests=25, tokens=200, day=2_000, organization=220, client_day=900, supervisor=30),
 ]
 DAYS = [rules_of(day=90), rules_of(day=1_000, requests=10_000), rules_of(client_day=60), rules_of(day=10**12)]
 PACE = 1_440.0
@@ -358,6 +359,23 @@ class TestBlocks:
         last, one_more = desk.reserve(2)
         assert (last, one_more) == (COVERED, Claim([], waits=True))
 
+    def test_a_large_call_leaves_room_for_another_like_it(self) -> None:
+        desk = Desk(limit=200)
+        window = desk.measure.window
+        rests = []
+        for amount in (30, 20, 20):
+            entry = window.reserve(amount)
+            records, _ = desk.carryover.cover([(desk.measure, entry)], now(100.0))
+            rests += [record.rest for record in records]
+        assert rests == [30 + 60, 70 + 50], "the second of them left 40, the third 20"
+
+    @pytest.mark.parametrize("trusts_wall", [False, True])
+    def test_a_record_tells_the_wall_clock_only_if_somebody_vouches_for_it(self, *, trusts_wall: bool) -> None:
+        carryover = Carryover(trusts_wall=trusts_wall)
+        carryover.watch(Scope("account", "a", Limits(requests_per_minute=1)))
+        (record,) = carryover.final(now(1.0, 2.0))
+        assert record.wall == (2.0 if trusts_wall else None)
+
     def test_a_record_that_allows_less_counts_from_its_writing_on(self) -> None:
         desk = Desk()
         desk.reserve()
@@ -415,6 +433,7 @@ class TestBlocks:
         assert (
             desk.carryover.lower(now(500.0)) == desk.carryover.forget(Scope("client", "x", Limits()), now(500.0)) == []
         )
+        assert desk.carryover.next_due() is None
         (record,) = desk.carryover.up(now(500.0))
         assert record.rest == 61 + 10
         desk.carryover.committed(1)
