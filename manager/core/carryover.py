@@ -188,9 +188,7 @@ class Carryover:
     def _write(self, line: _Line, room: int, ahead: int, now: Now, *, grain: float = MINUTE_GRAIN) -> Record:
         """The window as it is now, with room for so much more. `ahead`: what shall be left of it when the next is written."""
         measure, window = line.measure, line.measure.window
-        settled = window.ended(
-            grain, now.monotonic
-        )  # a day's ends lie on a grain of their own, which is a multiple of these
+        settled = window.ended(grain, now.monotonic)  # a day's ends lie on multiples of it already
         line.rest = window.under_way + room
         line.at = now.monotonic
         record = self._record(measure.key, line.rest, settled, now)
