@@ -29,6 +29,7 @@ from callpool.manager.errors import CallpoolError, JournalConflict, JournalUnava
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from callpool.manager.core.carried import Carried
     from callpool.manager.core.events import Effect
     from callpool.manager.core.faults import Fault
     from callpool.manager.core.records import Job, Record
@@ -40,6 +41,8 @@ T = TypeVar("T")
 
 TRY_AGAIN: Final = 0.25
 """Seconds between two tries to write, while the disk refuses."""
+SLOW: Final = 1.0
+"""Seconds for a commit after which live calls do not wait for it any more: less than a request that is ended waits for its worker."""
 IDLE_CHECKPOINT: Final = 1.0
 """Seconds without a record after which the write-ahead log is copied into the file."""
 SWEEP_INTERVAL: Final = 60.0
@@ -64,6 +67,12 @@ class JournalOwner(Protocol):
     def journal_up(self) -> None:
         """It can be written again."""
 
+    def journal_slow(self) -> None:
+        """The disk takes its time."""
+
+    def windows_written(self, number: int) -> None:
+        """What is written ahead of windows is durable up to this number."""
+
 
 class Journal:
     """The supervisor's one writer."""
@@ -83,6 +92,8 @@ class Journal:
         self.conflicts = 0
         """Records that the journal refused because it held something else: always 0, or a defect."""
         self._retry: asyncio.TimerHandle | None = None
+        self._slow: asyncio.TimerHandle | None = None
+        self._was_slow = False
         self._housekeeping: asyncio.TimerHandle | None = None
         self._written_at = self._swept_at = 0.0
         self._checkpointed = True
@@ -99,7 +110,7 @@ class Journal:
         if self._closed:
             return
         self._closed = True
-        for timer in (self._retry, self._housekeeping):
+        for timer in (self._retry, self._housekeeping, self._slow):
             if timer is not None:
                 timer.cancel()
         if self._thread.is_alive():
@@ -109,7 +120,7 @@ class Journal:
             try:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await ended
-                    while self._pending.flying is not None or (self._pending.open.records and self.fault is None):
+                    while self._pending.flying is not None or (len(self._pending) and self.fault is None):
                         self._fly()
                         await asyncio.sleep(0.005)
             except TimeoutError:
@@ -122,13 +133,17 @@ class Journal:
 
     # Records, and what waits for them.
 
-    def record(self, record: Record) -> None:
+    def record(self, record: Record | Carried) -> None:
         """Write this down as soon as the writer is free."""
         self._pending.record(record)
 
     def defer(self, effect: Effect) -> bool:
         """Keep an effect back until the records of its request are durable; False where there are none to wait for."""
         return self._pending.defer(effect)
+
+    def worker_down(self, worker: int) -> None:
+        """A worker has ended: what waits for it is not for the next one of its number."""
+        self._pending.worker_down(worker)
 
     async def settled(self) -> None:
         """Wait until all records until now are durable. Raises JournalUnavailable where they cannot be."""
@@ -161,14 +176,22 @@ class Journal:
 
     def turn(self) -> None:
         """After each step: let the writer begin, if it is free."""
-        if self.fault is None and self._pending.open.records:
+        if self.fault is None and (self._pending.open.records or self._pending.open.windows):
             self._fly()
 
     def _fly(self) -> None:
         batch = self._pending.fly()
         if batch is not None:
             self._written_at, self._checkpointed = self._loop.time(), False
+            self._slow = self._loop.call_later(SLOW, self._is_slow)
             self._tasks.put(lambda: self._commit(batch))
+
+    def _is_slow(self) -> None:
+        """The disk has not come back: live calls go on without what would be written ahead for them."""
+        log.warning("the journal's disk takes more than %g s", SLOW)
+        self._was_slow = True
+        self._owner.journal_slow()
+        self._owner.perform(self._pending.let_go())
 
     # On the writing thread.
 
@@ -192,7 +215,7 @@ class Journal:
             records = [each for each in batch.records if each.request_id not in known] if known else batch.records
             if failpoints.armed:
                 _pass(records, "before_commit")
-            refused = self._write(records)
+            refused = self._write(records, batch.windows)
             if failpoints.armed:
                 _pass(records, "after_commit")
         except Exception as error:
@@ -208,14 +231,15 @@ class Journal:
         found = self._store.known(new) if new else None
         return self._store.find(found) if found else {}
 
-    def _write(self, records: Sequence[Record]) -> list[str]:
+    def _write(self, records: Sequence[Record], windows: Sequence[Carried] = ()) -> list[str]:
         """Write all; where one is of a past that is over, all but such ones. Returns what these were about."""
         try:
-            self._store.write(records)
+            self._store.write([*windows, *records])
         except JournalConflict:
             if len(records) == 1:
                 log.exception("a record was refused: %s", type(records[0]).__name__)
                 return [records[0].request_id]
+            self._store.write(windows)
             return [request_id for each in records for request_id in self._write([each])]
         return []
 
@@ -224,13 +248,17 @@ class Journal:
     def _committed(self, batch: Batch, known: dict[str, Job], refused: list[str]) -> None:
         if failpoints.armed:
             failpoints.hit("batch.told")
+        self._stop_waiting()
         self.commits += 1
-        self.records += len(batch.records)
+        self.records += len(batch.records) + len(batch.windows)
         self.conflicts += len(refused)
         was_down, self.fault = self.fault, None
         effects = self._pending.committed(batch, known)
         for waiter in batch.waiters:
             _settle(waiter)
+        if batch.windows or self._was_slow:
+            self._was_slow = False
+            self._owner.windows_written(batch.windows[-1].number if batch.windows else 0)
         if was_down is not None:
             log.info("the journal can be written again")
             self._owner.journal_up()
@@ -241,6 +269,7 @@ class Journal:
         self.turn()
 
     def _failed(self, batch: Batch, fault: Fault) -> None:
+        self._stop_waiting()
         undone = self._pending.failed(batch)
         if self.fault is None or self.fault.message != fault.message:
             log.error("the journal cannot be written: %s", fault.message)
@@ -252,6 +281,11 @@ class Journal:
             self._owner.perform(undone.at_once)
         if not self._closed:
             self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
+
+    def _stop_waiting(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
 
     def _try_again(self) -> None:
         suspect = self._pending.suspect

@@ -41,6 +41,7 @@ from callpool.manager.core.events import (
     JobKnown,
     JobsRecovered,
     JournalDown,
+    JournalSlow,
     JournalUp,
     Noted,
     Reported,
@@ -50,6 +51,7 @@ from callpool.manager.core.events import (
     ToJournal,
     ToLane,
     ToWorker,
+    WindowsWritten,
     WorkerDown,
     WorkerUp,
 )
@@ -212,6 +214,14 @@ class Service:
         """It can be written again."""
         self.apply([JournalUp()])
 
+    def journal_slow(self) -> None:
+        """The disk takes its time: what is written ahead holds no live call back."""
+        self.apply([JournalSlow()])
+
+    def windows_written(self, number: int) -> None:
+        """What windows must remember is durable up to this number."""
+        self.apply([WindowsWritten(number)])
+
     # Events from outside. All on the event loop's thread.
 
     def handle_client(self, caller: Caller, messages: list[ClientMessage]) -> None:
@@ -253,6 +263,8 @@ class Service:
 
     def worker_down(self, worker: int, reason: str) -> None:
         """A worker has ended and its pipe is empty."""
+        if self.journal is not None:
+            self.journal.worker_down(worker)
         self.apply([WorkerDown(worker, reason)])
 
     def close_account(self, account: str, reason: str | None) -> None:

@@ -38,7 +38,7 @@ from callpool.manager.model_host import ModelHost
 from callpool.manager.peers import open_pidfd
 from callpool.manager.private import write_private_file
 from callpool.manager.server import ManagerServer
-from callpool.manager.service import Service
+from callpool.manager.service import Service, read_clocks
 from callpool.workers.boot import SecretsFile, WorkerBoot
 from callpool.workers.model_server import decode_report, serve
 from callpool.workers.process import main as worker_main
@@ -85,7 +85,7 @@ class Supervisor:
         functions = self._settings.supervisor.function_workers
         store = open_store(boot)
         self.service = Service(
-            build_core(boot),
+            build_core(boot, store, read_clocks()),
             self,
             address=boot.socket,
             functions=functions > 0,

@@ -213,7 +213,7 @@ class Attempts:
         """Why this account, and every fallback, cannot take this request for longer than anybody waits in the queue; else None."""
         if not self._core.ledger.may_bar:
             return None
-        self._core.ledger.forget_idle(now.monotonic)
+        self._core.ledger.forget_idle(now)
         target = Target(submit.provider, submit.model)
         if (fault := self._bar(target, submit.tokens, submit.operation, name, now)) is None:
             return None

@@ -39,7 +39,7 @@ Left = list[tuple[float, int]]
 """(monotonic seconds of this run at which it expires, amount)."""
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Carried(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One window, as the journal keeps it: a later record of the same window takes the place of an earlier one."""
 
     number: int
@@ -71,7 +71,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return not self.rest and not self.settled
 
 
-def still_counts(record: Record, now: Now, *, boot: str, trusts_wall: bool, lag: float) -> Left | None:
+def still_counts(record: Carried, now: Now, *, boot: str, trusts_wall: bool, lag: float) -> Left | None:
     """What of a record counts from now on; None where this version does not know its measure. Never raises.
 
     `boot`: of this run, empty where it is not known. `trusts_wall`: whether somebody vouches for `now.wall`. `lag`: seconds for which
@@ -95,7 +95,7 @@ def still_counts(record: Record, now: Now, *, boot: str, trusts_wall: bool, lag:
     return found
 
 
-def _shift(record: Record, now: Now, *, boot: str, trusts_wall: bool) -> float:
+def _shift(record: Carried, now: Now, *, boot: str, trusts_wall: bool) -> float:
     """What to add to a record's monotonic seconds to have them in this run's; never less, so that nothing expires too early."""
     if boot and record.boot == boot and record.monotonic <= now.monotonic:
         return 0.0

@@ -1,6 +1,6 @@
 """What windows must remember across a restart, written ahead in blocks: a new supervisor never begins with an empty minute.
 
-    reserve ──► cover ──► Record: all that has ended, and a block for what comes ──► journal ──► committed ──► the block may be used
+    reserve ──► cover ──► Carried: all that has ended, and a block for what comes ──► journal ──► committed ──► the block may be used
                    └── the block is long committed: nothing to do
 
 A call may go only while the last durable record of each of its windows has a place for it. A record's block is a fixed part of the
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from callpool.manager.core.carried import MINUTE_GRAIN, Aside, Left, Record, still_counts
+from callpool.manager.core.carried import MINUTE_GRAIN, Aside, Carried, Left, still_counts
 from callpool.manager.core.windows import NEVER
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ MAX_DOUBLINGS: Final = 8
 class Claim(NamedTuple):
     """What a reservation asks of the journal."""
 
-    records: Sequence[Record]
+    records: Sequence[Carried]
     """To be written now, in this order."""
     waits: bool
     """Whether the call may go only when all records that were handed out by now are durable."""
@@ -106,13 +106,18 @@ class Carryover:
         """Monotonic seconds."""
 
     @property
+    def is_down(self) -> bool:
+        """Whether nothing is written, and nobody waits for that."""
+        return self._is_down
+
+    @property
     def newest(self) -> int:
         """Number of the newest record; 0 before the first."""
         return self._number
 
     # A start.
 
-    def restore(self, records: Iterable[Record], now: Now) -> list[Record]:
+    def restore(self, records: Iterable[Carried], now: Now) -> list[Carried]:
         """Keep what still counts for the scopes that `watch` will name. Call it once, before anything is watched.
 
         Of several records of one window the last counts. Returns records to write at once: they say the same in figures of this
@@ -136,7 +141,7 @@ class Carryover:
             line = self._lines[measure.key] = _Line(measure)
             line.set_mark()
 
-    def forget(self, scope: Scope, now: Now) -> list[Record]:
+    def forget(self, scope: Scope, now: Now) -> list[Carried]:
         """A scope of which nothing counts any more is dropped: its records may go."""
         gone = [measure.key for measure in scope.measures() if self._lines.pop(measure.key, None) is not None]
         return [] if self._is_down else [self._record(key, 0, [], now) for key in gone]
@@ -155,7 +160,7 @@ class Carryover:
         return COVERED
 
     def _cover(self, entries: Sequence[tuple[Measure, Entry]], now: Now) -> Claim:
-        records: list[Record] = []
+        records: list[Carried] = []
         waits = False
         for measure, entry in entries:
             window = measure.window
@@ -176,7 +181,7 @@ class Carryover:
             line.durable = line.under_way.popleft()[1]
             line.set_mark()
 
-    def _extend(self, line: _Line, amount: int, now: Now) -> Record:
+    def _extend(self, line: _Line, amount: int, now: Now) -> Carried:
         """The next block. `amount`: of the call that needs it; there is room for two more like it.
 
         The block doubles with each record that still waits for the disk: a burst is quicker than that.
@@ -185,7 +190,7 @@ class Carryover:
         room = min(max(line.block << min(len(line.under_way), MAX_DOUBLINGS), 2 * amount), most)
         return self._write(line, room, max(line.block // 4, amount), now)
 
-    def _write(self, line: _Line, room: int, ahead: int, now: Now, *, grain: float = MINUTE_GRAIN) -> Record:
+    def _write(self, line: _Line, room: int, ahead: int, now: Now, *, grain: float = MINUTE_GRAIN) -> Carried:
         """The window as it is now, with room for so much more. `ahead`: what shall be left of it when the next is written."""
         measure, window = line.measure, line.measure.window
         settled = window.ended(grain, now.monotonic)  # a day's ends lie on multiples of it already
@@ -199,10 +204,10 @@ class Carryover:
         line.set_mark()
         return record
 
-    def _record(self, key: Key, rest: int, settled: Left, now: Now) -> Record:
+    def _record(self, key: Key, rest: int, settled: Left, now: Now) -> Carried:
         self._number += 1
         wall = now.wall if self._trusts_wall else None
-        return Record(self._number, *key, rest, tuple(settled), now.monotonic, self._boot, wall)
+        return Carried(self._number, *key, rest, tuple(settled), now.monotonic, self._boot, wall)
 
     # Now and then, and at the end.
 
@@ -210,7 +215,7 @@ class Carryover:
         """Monotonic seconds at which `lower` should look; None where only a new record can give it anything to do."""
         return None if self._look_at == NEVER else self._look_at
 
-    def lower(self, now: Now) -> list[Record]:
+    def lower(self, now: Now) -> list[Carried]:
         """Records that hold less, where the newest one holds a good deal more than counts: a crash then costs less.
 
         Half a block is kept for what comes next, nothing of a limit below 16. O(windows); each writes at most one in `LOWER_AFTER`.
@@ -235,7 +240,7 @@ class Carryover:
         self._look_at = look_at
         return records
 
-    def final(self, now: Now) -> list[Record]:
+    def final(self, now: Now) -> list[Carried]:
         """An orderly end: exact records of everything, without room for more. Also while the journal is down: it may work again."""
         return [self._write(line, 0, 0, now, grain=FINAL_GRAIN) for line in self._lines.values()]
 
@@ -249,7 +254,7 @@ class Carryover:
             line.under_way.clear()
         self._under_way.clear()
 
-    def up(self, now: Now) -> list[Record]:
+    def up(self, now: Now) -> list[Carried]:
         """It works again: records of everything, to be written now."""
         self._is_down = False
         return [self._extend(line, 0, now) for line in self._lines.values()]

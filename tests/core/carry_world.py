@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from callpool.manager.core.carried import Record
+from callpool.manager.core.carried import Carried
 from callpool.manager.core.carryover import Carryover
 from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.limits import AccountRules, ClientRules, Counting, LedgerRules, Limits, Usage
 from callpool.manager.core.requests import Now
 from callpool.manager.core.retry import Target
-from callpool.manager.core.scopes import Cost, Key, Scope
+from callpool.manager.core.scopes import Cost, Key
 from callpool.manager.core.windows import DAY, MINUTE
 
 LAG = 0.7
@@ -52,23 +52,6 @@ class Call:
         self.used = used
         self.arrives = 0.0
         """Seconds of the world; while it is not sent, nothing."""
-
-
-class WatchedLedger(Ledger):
-    """A ledger whose scopes are watched from their making on, as the core's will be."""
-
-    def __init__(self, rules: LedgerRules, carryover: Carryover) -> None:
-        self.carryover = carryover
-        super().__init__(rules)
-        for scope in self._all_scopes():
-            carryover.watch(scope)
-
-    def scope_of_client(self, client: str) -> Scope | None:
-        known = client in self.clients
-        found = super().scope_of_client(client)
-        if found is not None and not known:
-            self.carryover.watch(found)
-        return found
 
 
 def rules_of(
@@ -131,14 +114,14 @@ class World:
     def start(self) -> None:
         """A supervisor starts and reads the disk."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._to_disk: deque[tuple[float, Record]] = deque()
+        self._to_disk: deque[tuple[float, Carried]] = deque()
         self._told = 0
         self.held: list[tuple[int, Call]] = []
         self.out: dict[str, Call] = {}
         self.carryover = self.made(boot=f"boot {self.boot}", trusts_wall=self.trusts_wall, lag=LAG)
-        records = [msgspec.msgpack.decode(each, type=Record) for each in self.disk.values()]
+        records = [msgspec.msgpack.decode(each, type=Carried) for each in self.disk.values()]
         self.write(self.carryover.restore(records, self.now()))
-        self.ledger = WatchedLedger(self.rules, self.carryover)
+        self.ledger = Ledger(self.rules, self.carryover)
         self._at(self.time + TICK * self.pace, self._tick)
 
     def kill(self, *, reboot: bool = False, after: float | None = None) -> None:
@@ -171,7 +154,7 @@ class World:
 
     # The disk.
 
-    def write(self, records: Iterable[Record]) -> None:
+    def write(self, records: Iterable[Carried]) -> None:
         for record in records:
             before = self._to_disk[-1][0] if self._to_disk else self.time
             delay, word = self.commit_takes, 0.0
@@ -359,7 +342,7 @@ def live(world: World, steps: int) -> None:
         elif what < 0.10 and not world.trusts_wall:
             world.wall_off_by += chance.choice([-DAY, DAY, -3.0])
         elif what < 0.12:
-            world.ledger.forget_idle(world.now().monotonic)
+            world.ledger.forget_idle(world.now())
         elif what < 0.60:
             patient = chance.random() < 0.3
             for _ in range(chance.choice([1, 1, 3, 20])):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callpool.manager.core import carried
-from callpool.manager.core.carried import MINUTE_GRAIN, Aside, Record, still_counts
+from callpool.manager.core.carried import MINUTE_GRAIN, Aside, Carried, still_counts
 from callpool.manager.core.carryover import Carryover
 from callpool.manager.core.limits import Limits
 from callpool.manager.core.requests import Now
@@ -24,15 +24,15 @@ LAG = 0.5
 WALL = 1e9
 
 
-def a_record(**changes: Any) -> Record:
+def a_record(**changes: Any) -> Carried:
     """Written at 1000 on boot `b`: 3 until 1010, 4 until 1050, and 5 more."""
-    record = Record(
+    record = Carried(
         1, "account", "a", "requests_per_minute", 5, ((1010.0, 3), (1050.0, 4)), 1000.0, "b", WALL
     )  # as it was vouched for
     return msgspec.structs.replace(record, **changes)
 
 
-def left(record: Record, now: Now, *, boot: str = "b", trusts_wall: bool = False) -> list[tuple[float, int]]:
+def left(record: Carried, now: Now, *, boot: str = "b", trusts_wall: bool = False) -> list[tuple[float, int]]:
     found = still_counts(record, now, boot=boot, trusts_wall=trusts_wall, lag=LAG)
     assert found is not None
     return found
@@ -104,7 +104,7 @@ def test_nothing_ever_expires_too_early(
 
 def test_a_record_survives_its_writing() -> None:
     record = a_record(rest=10**18, settled=((1010.25, 2**62),))
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=Record) == record
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=Carried) == record
 
 
 class TestAside:

@@ -8,14 +8,15 @@ from collections import deque
 import msgspec
 import pytest
 
-from callpool.manager.core.carried import MINUTE_GRAIN, Aside, Record
+from callpool.manager.core.carried import MINUTE_GRAIN, Aside, Carried
 from callpool.manager.core.carryover import COVERED, FINAL_GRAIN, LOWER_AFTER, Carryover, Claim
+from callpool.manager.core.ledger import Ledger
 from callpool.manager.core.limits import LedgerRules, Limits
 from callpool.manager.core.requests import Now
 from callpool.manager.core.scopes import Key, Measure, Scope
 from callpool.manager.core.windows import DAY, DAY_GRAIN, MINUTE, NEVER, Entry
 
-from .carry_world import CLIENTS, LAG, WatchedLedger, World, live, rules_of
+from .carry_world import CLIENTS, LAG, World, live, rules_of
 
 MINUTES = [
     rules_of(requests=1),
@@ -76,31 +77,31 @@ class NeverWaits(Carryover):
 class Worn(Carryover):
     """What a record says is read wrong."""
 
-    def worn(self, record: Record, now: Now) -> Record:
+    def worn(self, record: Carried, now: Now) -> Carried:
         return record
 
-    def restore(self, records: object, now: Now) -> list[Record]:
+    def restore(self, records: object, now: Now) -> list[Carried]:
         return super().restore([self.worn(each, now) for each in records], now)  # type: ignore[attr-defined]
 
 
 class RestForgotten(Worn):
     """Only what had settled counts after a restart."""
 
-    def worn(self, record: Record, now: Now) -> Record:
+    def worn(self, record: Carried, now: Now) -> Carried:
         return msgspec.structs.replace(record, rest=0)
 
 
 class SettledForgotten(Worn):
     """Only the rest counts after a restart."""
 
-    def worn(self, record: Record, now: Now) -> Record:
+    def worn(self, record: Carried, now: Now) -> Carried:
         return msgspec.structs.replace(record, settled=())
 
 
 class RestFromTheWriting(Worn):
     """The rest counts from the writing on, not from the restart."""
 
-    def worn(self, record: Record, now: Now) -> Record:
+    def worn(self, record: Carried, now: Now) -> Carried:
         seconds = DAY if record.measure.endswith("day") else MINUTE
         more = (record.monotonic + seconds + LAG, record.rest)
         left = now.monotonic < more[0] or record.boot != self._boot
@@ -110,7 +111,7 @@ class RestFromTheWriting(Worn):
 class WallBelieved(Worn):
     """The wall clock says how much time has passed, also where it has jumped."""
 
-    def worn(self, record: Record, now: Now) -> Record:
+    def worn(self, record: Carried, now: Now) -> Carried:
         passed = now.wall - 1e9 - record.monotonic  # the world's wall is that far from its first boot's clock
         at = now.monotonic - max(0.0, passed - (now.monotonic - record.monotonic))
         return msgspec.structs.replace(
@@ -136,7 +137,7 @@ class FreshScopes(Carryover):
 class LessIsNotLess(Carryover):
     """A record that holds less is thought to allow as much as the one before it."""
 
-    def lower(self, now: Now) -> list[Record]:
+    def lower(self, now: Now) -> list[Carried]:
         found = super().lower(now)
         for line in self._lines.values():
             line.under_way = deque((number, max(mark, int(line.durable))) for number, mark in line.under_way)
@@ -273,7 +274,7 @@ class TestRestart:
 
     def test_clients_that_were_many_leave_the_disk_when_they_are_forgotten(self) -> None:
         carryover = Carryover(boot="b")
-        ledger = WatchedLedger(rules_of(client_day=100), carryover)
+        ledger = Ledger(rules_of(client_day=100), carryover)
         scope = ledger.scope_of_client("x")
         assert scope is not None
         entry = scope.days[0].window.reserve(5)
