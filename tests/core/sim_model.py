@@ -14,6 +14,7 @@ from callpool.manager.core.events import (
     DrainAsked,
     Submitted,
     Tick,
+    WorkerRetiring,
     WorkerUp,
 )
 from callpool.manager.core.limits import PRIORITIES, Usage
@@ -118,6 +119,8 @@ class Books:
         """account → the requests that wait for it, in order of arrival."""
         self.waiting_bytes = 0
         self.up: dict[int, set[str]] = {}
+        self.retiring: set[int] = set()
+        """Those of `up` that may get nothing more."""
         self.closed: set[str] = set()
         self.ended: Counter[str] = Counter()
         """Ends of requests that held a session, by state."""
@@ -218,6 +221,10 @@ class Books:
         match event:
             case WorkerUp(worker):
                 self.up.setdefault(worker, set())
+            case WorkerRetiring(worker):
+                if worker in self.up:
+                    self.retiring.add(worker)
+                    self.seen["retired busy"] += bool(self.up[worker])
             case AccountClosed(account, reason):
                 (self.closed.discard if reason is None else self.closed.add)(account)
             case CancelAsked(client, request_id):
