@@ -108,7 +108,7 @@ def test_after_a_gap_of_our_own_all_clocks_start_again(monkeypatch: pytest.Monke
     """The worker says nothing at all. While we were asleep that is no fault of its; afterwards it is one."""
     monkeypatch.setattr(arbiter, "OWN_GAP", 0.2)
     monkeypatch.setattr(arbiter, "DUMP_GRACE", 0.1)
-    interval = 0.5
+    interval = 0.3
 
     async def test(subject: Arbiter, events: Events) -> None:
         await until(lambda: events.count("up") == 1)
