@@ -387,7 +387,9 @@ class Arbiter:
                     slot.measured(resident_bytes(slot.pid))
         spare = next((slot for slot in self.slots if slot.state is WorkerState.SPARE), None)
         all_up = all(slot.state is WorkerState.UP for slot in serving)
-        if spare is None or not all_up or now < self._recycle_at or self._events.is_draining:
+        if spare is None or not all_up or now < self._recycle_at:
+            return
+        if self.restarts.is_in_trouble or self._events.is_draining:
             return
         chosen = choose(serving, self._limits)
         if chosen is None:

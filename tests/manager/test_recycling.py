@@ -14,7 +14,8 @@ import pytest
 
 from callpool.manager import arbiter
 from callpool.manager.arbiter import Arbiter
-from callpool.manager.core.restarts import Failure
+from callpool.manager.core import restarts
+from callpool.manager.core.restarts import Failure, Restarts
 from callpool.manager.recycling import Limits, Why, choose, resident_bytes
 from callpool.manager.slots import Slot, WorkerState
 from tests.manager import arbiter_targets as targets
@@ -79,6 +80,29 @@ def test_while_the_pool_drains_nobody_is_recycled() -> None:
         assert subject.slots[2].state is WorkerState.SPARE
 
     assert run(targets.worn_out, test, count=2, heartbeat=BEAT, limits=FIVE).count("retiring") == 0
+
+
+@pytest.mark.usefixtures("briskly")
+@pytest.mark.parametrize("why", ["one is down", "the pool is in trouble"])
+def test_while_the_pool_is_not_well_nobody_is_recycled(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts, "BACKOFF_FIRST", restarts.BACKOFF_LIMIT)
+
+    async def test(subject: Arbiter, events: Events) -> None:
+        events.drains = True
+        await until(lambda: events.count("up") == 2)
+        first, second = subject.slots[:2]
+        if why == "one is down":
+            assert second.pid is not None
+            os.kill(second.pid, signal.SIGKILL)
+            await until(lambda: second.state is WorkerState.DOWN)
+        else:
+            monkeypatch.setattr(Restarts, "is_in_trouble", True)
+        events.drains = False
+        heard = first.heard_at
+        await until(lambda: first.heard_at > heard + 4 * BEAT)
+        assert subject.slots[2].state is WorkerState.SPARE
+
+    run(targets.worn_out, test, count=2, heartbeat=BEAT, limits=FIVE, draw=lambda: 0.999)
 
 
 @pytest.mark.usefixtures("briskly")

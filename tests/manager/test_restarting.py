@@ -27,8 +27,9 @@ from tests.manager.test_health import FACTS as WELL
 pytestmark = pytest.mark.usefixtures("importable")
 
 
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_pool_in_trouble_is_degraded_with_its_cause_and_whole_again_when_that_is_gone(
-    base_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, count: int
 ) -> None:
     monkeypatch.setattr(restarts, "PROBE_EVERY", 0.4)
     monkeypatch.setattr(restarts, "PROVEN_AFTER", 0.2)
@@ -45,7 +46,7 @@ def test_a_pool_in_trouble_is_degraded_with_its_cause_and_whole_again_when_that_
             return spawn(*given, **more)
 
         monkeypatch.setattr(arbiter, "spawn_with_pipe", counted)
-        await until(lambda: events.count("up") == 2)
+        await until(lambda: events.count("up") == count)
         cause.touch()
         for slot in subject.slots:
             assert slot.pid is not None
@@ -60,12 +61,12 @@ def test_a_pool_in_trouble_is_degraded_with_its_cause_and_whole_again_when_that_
         assert said.message.endswith("exited with code 1 (boot failure)")
         assert subject.describe_supervision()["state"] == "degraded"
         assert subject.describe()[0]["last_failure"] == "boot"
-        assert subject.describe_supervision()["run_failures"] == 2
+        assert subject.describe_supervision()["run_failures"] == count
         cause.unlink()
         await until(lambda: judge(_facts(subject)).healthy)
-        assert [slot.state for slot in subject.slots] == [WorkerState.UP] * 2
+        assert [slot.state for slot in subject.slots] == [WorkerState.UP] * count
 
-    run(targets.ill_while, test, count=2, arguments=lambda _worker, pipe: (pipe, str(cause)))
+    run(targets.ill_while, test, count=count, draw=lambda: 0.5, arguments=lambda _worker, pipe: (pipe, str(cause)))
     tries = [at for at, tried in starts if tried]
     assert all(later - earlier >= 0.4 for earlier, later in itertools.pairwise(tries))
     said = [record.message for record in caplog.records]
