@@ -23,7 +23,7 @@ import logging
 import random
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from callpool.manager import wire
 from callpool.manager.children import spawn_with_pipe
@@ -32,7 +32,7 @@ from callpool.manager.core.pools import PoolCounts, total
 from callpool.manager.core.restarts import Failure, Restarts
 from callpool.manager.link import Link
 from callpool.manager.recycling import RECYCLE_AGAIN, RECYCLE_EVERY, RETIRE_GRACE, Limits, Why, choose, resident_bytes
-from callpool.manager.slots import Slot, WorkerState
+from callpool.manager.slots import Slot, WorkerEvents, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -56,32 +56,6 @@ OWN_GAP = 2.0
 
 _CALLS_ENDED = frozenset({Finished, Continues})
 _NO_LIMITS = Limits()
-
-
-class WorkerEvents(Protocol):
-    """What the arbiter tells the service."""
-
-    def worker_up(self, worker: int) -> None:
-        """This worker can make calls."""
-
-    def worker_retiring(self, worker: int) -> None:
-        """This worker is to end when its calls have, and gets no new ones."""
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether the pool is about to end: nobody need be recycled any more."""
-
-    def worker_is_idle(self, worker: int) -> bool:
-        """Whether nobody's call is with this worker."""
-
-    def worker_down(self, worker: int, reason: str) -> None:
-        """This worker has ended, and its pipe was read to the end."""
-
-    def start_failed(self, cause: str) -> None:
-        """No worker has ever been ready, and none will be for a while."""
-
-    def handle_reports(self, worker: int, reports: Iterable[Started | Piece | Finished]) -> None:
-        """What a worker says of its calls."""
 
 
 class Arbiter:
@@ -245,8 +219,8 @@ class Arbiter:
         self._was_ready = True
         self.restarts.ready(slot.number, self._loop.time())
         self._events.worker_up(slot.number)
-        if self._recycling is not None and self._recycling[1] is slot:
-            self._take_over(*self._recycling)
+        if self._recycling is not None and self._recycling[1] is slot and self._recycling[0].state is WorkerState.UP:
+            self._take_over(*self._recycling)  # else the old one is being ended, and its death comes to the same
         self._look_for_starts()  # a proof may have begun
 
     # Watching.
@@ -334,7 +308,7 @@ class Arbiter:
         """What was not planned: the pool has a worker less until the next start, but for what was to go anyway."""
         now = self._loop.time()
         slot.last_reason = reason
-        slot.last_failure = self.restarts.died(slot.number, reason, now)
+        slot.last_failure = failure = self.restarts.died(slot.number, reason, now)
         slot.state = WorkerState.DOWN
         slot.restarts += not slot.spare
         if self._recycling is not None:
@@ -344,7 +318,7 @@ class Arbiter:
             slot.state = WorkerState.SPARE
         wait = self.restarts.starts_in(slot.number, now)
         follows = "its place is taken" if wait is None else f"the next start in {wait:.1f} s at the earliest"
-        log.warning("worker %s %s (%s failure): %s", slot.number, reason, slot.last_failure, follows)
+        log.warning("worker %s %s (%s failure): %s", slot.number, reason, failure, follows)
         self._say_if_in_trouble(now)
         if not self._was_ready and self.restarts.is_in_trouble and not self.restarts.any_lives:
             self._events.start_failed(self.restarts.condition(now).cause)
@@ -419,13 +393,13 @@ class Arbiter:
         slot.state = WorkerState.SPARE
 
     def _call_off(self, dead: Slot, old: Slot, new: Slot, _why: Why) -> None:
-        """One of the two has died. If it was the new one, the old one goes on; if it was the old one, it is replaced already."""
+        """One of the two has died. If it was the new one, the old one goes on; if it was the old one, the new one is for it."""
         if dead is new and new.spare:
             self._recycling = None
             self._recycle_at = self._loop.time() + RECYCLE_AGAIN
         elif dead is old:
             self._recycling = None
-            if not old.spare:  # the new one is just starting: it takes over at once
+            if not old.spare:
                 new.take_place_of(old)
 
     def _check_all_ended(self) -> None:

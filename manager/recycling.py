@@ -82,7 +82,7 @@ def choose(workers: Iterable[Candidate], limits: Limits) -> tuple[int, Why] | No
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Resident memory of a process; None where the system does not tell. Some 50 µs: it reads a file of the kernel's."""
+    """Resident memory of a process; None where the system does not tell. Some 30 µs: it reads a file of the kernel's."""
     import psutil  # noqa: PLC0415 - a supervisor without a limit of memory need not load it
 
     try:

@@ -1,14 +1,19 @@
-"""One worker's place: the process that fills it now, and what happened to those before. Owner: the event loop's thread."""
+"""One worker's place: the process that fills it now, what happened to those before, and whom that is told.
+
+Owner: the event loop's thread.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
     from callpool.manager.children import Child
+    from callpool.manager.core.messages import Finished, Piece, Started
     from callpool.manager.core.pools import PoolCounts
     from callpool.manager.core.restarts import Failure
     from callpool.manager.link import Link
@@ -27,6 +32,32 @@ class WorkerState(StrEnum):
     SPARE = "spare"
     """Nobody is there, and nobody is missed: the next recycling begins here."""
     STOPPED = "stopped"
+
+
+class WorkerEvents(Protocol):
+    """What the arbiter tells the service."""
+
+    def worker_up(self, worker: int) -> None:
+        """This worker can make calls."""
+
+    def worker_retiring(self, worker: int) -> None:
+        """This worker is to end when its calls have, and gets no new ones."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the pool is about to end: nobody need be recycled any more."""
+
+    def worker_is_idle(self, worker: int) -> bool:
+        """Whether nobody's call is with this worker."""
+
+    def worker_down(self, worker: int, reason: str) -> None:
+        """This worker has ended, and its pipe was read to the end."""
+
+    def start_failed(self, cause: str) -> None:
+        """No worker has ever been ready, and none will be for a while."""
+
+    def handle_reports(self, worker: int, reports: Iterable[Started | Piece | Finished]) -> None:
+        """What a worker says of its calls."""
 
 
 class Slot:

@@ -161,6 +161,36 @@ def test_a_worker_that_dies_while_its_replacement_starts_is_replaced_by_it(base_
 
 
 @pytest.mark.usefixtures("briskly")
+def test_a_worker_that_hangs_while_its_replacement_starts_is_no_recycling(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arbiter, "DUMP_GRACE", 0.5)
+    gate = base_folder / "gate"
+
+    def arguments(worker: int, pipe: socket.socket) -> Sequence[Any]:
+        return pipe, str(gate) if worker == 1 else ""
+
+    async def test(subject: Arbiter, events: Events) -> None:
+        old, new = subject.slots
+        await until(lambda: new.state is WorkerState.STARTING)
+        assert old.pid is not None
+        os.kill(old.pid, signal.SIGSTOP)
+        monkeypatch.setattr(arbiter, "MISSED_HEARTBEATS", 3)
+        await until(lambda: old.state is WorkerState.STUCK)
+        monkeypatch.setattr(arbiter, "MISSED_HEARTBEATS", 100)
+        events.drains = True
+        gate.touch()
+        await until(lambda: events.count("up") == 2)
+        await until(lambda: events.count("down") == 1)
+        assert "heartbeat" in events.log[-1][2]
+        assert (new.restarts, new.spare, old.state) == (1, False, WorkerState.SPARE)
+        assert subject.describe_supervision()["run_failures"] == 1
+        assert subject.recycled[Why.CALLS] == 0
+
+    run(targets.ready_when_told, test, heartbeat=BEAT, limits=FIVE, arguments=arguments)
+
+
+@pytest.mark.usefixtures("briskly")
 def test_a_worker_that_has_no_call_and_does_not_go_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arbiter, "RETIRE_GRACE", 0.1)
 

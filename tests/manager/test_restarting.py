@@ -66,7 +66,7 @@ def test_a_pool_in_trouble_is_degraded_with_its_cause_and_whole_again_when_that_
         await until(lambda: judge(_facts(subject)).healthy)
         assert [slot.state for slot in subject.slots] == [WorkerState.UP] * count
 
-    run(targets.ill_while, test, count=count, draw=lambda: 0.5, arguments=lambda _worker, pipe: (pipe, str(cause)))
+    run(targets.ill_while, test, count=count, draw=lambda: 0.1, arguments=lambda _worker, pipe: (pipe, str(cause)))
     tries = [at for at, tried in starts if tried]
     assert all(later - earlier >= 0.4 for earlier, later in itertools.pairwise(tries))
     said = [record.message for record in caplog.records]
