@@ -201,6 +201,10 @@ def _pool(facts: dict[str, Any]) -> RenderableType:
     fields.add_row(
         "queue", f"{counted(queue['requests'], 'request')}, {byte_size(queue['bytes'])}; {clients} with requests"
     )
+    supervision = facts.get("supervision") or {}
+    if supervision.get("state") == "degraded":
+        why = f"die too fast, {supervision['deaths_last_minute']} in the last minute: {supervision['cause']}"
+        fields.add_row("workers", Text(terminal.one_line(why), style="yellow"))
     return Padding(fields, (1, 0, 0, 0))
 
 
