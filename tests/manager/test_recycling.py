@@ -55,7 +55,7 @@ def test_workers_that_all_had_enough_are_replaced_one_after_another_and_never_mi
         rows = subject.describe()
         assert sum(row["recycled"] for row in rows) == 4
         assert [row["restarts"] for row in rows] == [0] * len(rows)
-        assert {row["last_recycled"] for row in rows} == {"calls"}
+        assert {row["last_recycled"] for row in rows if row["recycled"]} == {"calls"}
         assert subject.describe_supervision()["recycled"] == {"calls": 4, "memory": 0}
         assert subject.describe_supervision()["deaths_last_minute"] == 0
         events.drains = True
