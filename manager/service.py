@@ -53,6 +53,7 @@ from callpool.manager.core.events import (
     ToWorker,
     WindowsWritten,
     WorkerDown,
+    WorkerRetiring,
     WorkerUp,
 )
 from callpool.manager.core.messages import (
@@ -260,6 +261,15 @@ class Service:
     def worker_up(self, worker: int) -> None:
         """A worker can make calls."""
         self.apply([WorkerUp(worker)])
+
+    def worker_retiring(self, worker: int) -> None:
+        """A worker ends when its calls have: no new ones for it."""
+        self.apply([WorkerRetiring(worker)])
+
+    def worker_is_idle(self, worker: int) -> bool:
+        """Whether no request is with this worker."""
+        with self._lock:
+            return not self._core.by_worker.get(worker)
 
     def worker_down(self, worker: int, reason: str) -> None:
         """A worker has ended and its pipe is empty."""
@@ -502,6 +512,7 @@ class Service:
             "accounts": accounts,
             "clients": clients,
             "connections": self._outlets.describe_pools(),
+            "workers": self._outlets.describe_supervision(),
             "reconciliation": dict(self._reconciled),
         }
 

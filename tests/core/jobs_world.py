@@ -453,7 +453,9 @@ class JobsWorld:
     def provider_sees(self, order: Dispatch) -> None:
         key, seen = order.request_id, self.arrivals[order.provider]
         live = self.core.requests.get(key)
-        if live is not None and live.attempt == order.attempt:  # else it was given up long ago, by a worker that hears nothing
+        if (
+            live is not None and live.attempt == order.attempt
+        ):  # else it was given up long ago, by a worker that hears nothing
             seen.append(self.time)
         if self.rpm is not None and not self.may_exceed:
             within = sum(self.time - 60.0 < each for each in seen)
