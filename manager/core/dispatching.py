@@ -118,17 +118,27 @@ class Dispatching:
         effects.append(ToWorker(worker, order, after))
 
     def _worker_for(self, request: Request) -> int:
-        """The worker of its conversation, as long as that has room; else the least loaded one."""
-        by_worker, retiring = self._core.by_worker, self._core.retiring
+        """The worker of its conversation, as long as that has room; else the least loaded one.
+
+        A request that has lost a worker may be what killed it: its next worker gets nobody else as long as there is another one.
+        """
+        core = self._core
+        by_worker, retiring, suspects = core.by_worker, core.retiring, core.suspects
+        avoided = retiring | suspects.keys() if suspects else retiring
+        if len(avoided) == len(by_worker):
+            avoided = retiring
         worker, load = -1, -1
         for number, held in by_worker.items():
-            if (load < 0 or len(held) < load) and number not in retiring:
+            if (load < 0 or len(held) < load) and number not in avoided:
                 worker, load = number, len(held)
+        if request.route is not None and request.route.tried and core.attempts.lost(request):
+            suspects.setdefault(worker, request.request_id)
+            return worker
         if request.affinity is None:
             return worker
         key = (request.provider, request.affinity)
         last = self._workers.pop(key, None)
-        stays = last is not None and last in by_worker and last not in retiring
+        stays = last is not None and last in by_worker and last not in avoided
         if last is not None and stays and len(by_worker[last]) <= 2 * load + MAX_LEAN:
             worker = last
         self._workers[key] = worker

@@ -179,6 +179,8 @@ class Core:
         """worker → requests dispatched to it; a worker that is not here gets nothing."""
         self.retiring: set[int] = set()
         """Those of `by_worker` that keep what they have and get nothing more."""
+        self.suspects: dict[int, str] = {}
+        """worker → the request that it has to itself, because another worker died with it."""
         self.places = Places(scheduler)
         self.abandoned: dict[str, int] = {}
         """holder → its threads that still work although their session timed out."""
@@ -553,6 +555,8 @@ class Core:
             self.scheduler.let_go(request.name)
         if request.worker in self.by_worker:
             self.by_worker[request.worker].discard(request.request_id)
+            if self.suspects and self.suspects.get(request.worker) == request.request_id:
+                del self.suspects[request.worker]
 
     def order_end(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
         """End a request wherever it is: at once if it waits, through its worker if it is active."""
@@ -611,6 +615,7 @@ class Core:
     def _worker_down(self, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         held = self.by_worker.pop(event.worker, set())
         self.retiring.discard(event.worker)
+        self.suspects.pop(event.worker, None)
         for request in sorted((self.requests[request_id] for request_id in held), key=lambda each: each.sequence):
             self._lose(request, event, now, effects)
 
