@@ -270,6 +270,7 @@ JOURNAL_RULES: Final[dict[str, Rule]] = {
 }
 RETENTION_RULES: Final[dict[str, Rule]] = {
     "result_days": _amount(least=0.0001, most=3_650),
+    "history_days": _amount(least=0.0001, most=3_650),
 }
 PROVIDER_RULES: Final[dict[str, Rule]] = {
     "kind": one_of(KINDS, "kind of provider"),

@@ -230,6 +230,8 @@ class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     result_days: float = 7.0
     """Days after its end in which a job, and its result, can be asked for."""
+    history_days: float = 30.0
+    """Days after its end in which a session can be asked for; without a journal none is kept over a restart."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

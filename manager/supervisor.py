@@ -143,6 +143,8 @@ class Supervisor:
     def _recover(self, store: Store) -> None:
         """Take up the jobs of earlier runs: they wait until the first worker is up."""
         began = time.monotonic()
+        now = read_clocks()
+        self.service.begin_history(store.begin_history(now.wall), days=self._settings.retention.history_days)
         jobs = store.unfinished()
         failpoints.hit("recovery.read")
         self.service.recover(jobs, store.last_attempt())
