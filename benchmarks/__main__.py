@@ -11,6 +11,7 @@ import msgspec
 
 import cancels
 import decisions
+import durable
 import machine
 import memory
 import noop_rate
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Sizes], list[Result]]] = {
     "ready": readiness.run,
     "sessions": sessions.run,
     "decisions": decisions.run,
+    "durable": durable.run,
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 PACKAGES = ("aiohttp", "callpool", "msgspec", "multiprocess", "uvloop")
-DURABILITY = "live, not durable: nothing is journaled, a request lives as long as the connection of its client"
+DURABILITY = "live, not durable, where a table does not say durable: then `full`, on the disk before anybody is told"
 
 
 def facts() -> dict[str, str]:

@@ -72,6 +72,12 @@ CONTENDERS = {
         **{f"scheduling decision, {clients} clients": {"100 queued"} for clients in ("1", "10", "1,000")},
         **{f"a request through the core, {limits}": {"100 queued"} for limits in CORE_LIMITS},
     },
+    "durable": {
+        "acknowledgement, median": {"bare SQLite commit", "callpool, durable", "callpool, live"},
+        "requests completed, 5 client processes": {"durable", "live"},
+        "where to commit": {"on the loop", "in a thread", "in a process"},
+        "a start that finds 500 jobs": {"accepts again", "first resumed call"},
+    },
 }
 COUNTS = {
     "no-ops one by one": {"requests of callpool": 3 * 40},  # by one thread, by 8 threads, by 4 processes
@@ -86,6 +92,8 @@ COUNTS = {
     "memory, queued": {"requests queued": 50},
     "session lifecycle": {"lifecycles of callpool": 10 + 10 + 40},  # two verbs, four verbs, 4 processes
     "memory of a session": {"sessions held": 50},
+    "requests completed, 5 client processes": {"jobs": 160},
+    "a start that finds 500 jobs": {"jobs left behind": 500},
     **{f"scheduling decision, {clients} clients": {"decisions": 80} for clients in ("1", "10", "1,000")},
     **{f"a request through the core, {limits}": {"requests": 40} for limits in CORE_LIMITS},
 }
@@ -133,7 +141,7 @@ def test_all_benchmarks_run_and_count_right(tmp_path: Path) -> None:
         assert all(len(figures) == 1 for figures in result["figures"].values()), result["name"]
         assert result["name"] in ended.stdout
     assert {result["name"]: result["counts"] for result in results if result["counts"]} == COUNTS
-    assert sum(len(result["targets"]) for result in results) == 12
+    assert sum(len(result["targets"]) for result in results) == 16
 
 
 def test_an_unknown_benchmark_is_refused_by_name() -> None:
