@@ -196,10 +196,8 @@ class Jobs:
             if request.job is not None and request.state is State.QUEUED:
                 self._park(request)
 
-    def is_parked(self, request: Request, fault: Fault | None, now: Now, effects: list[Effect]) -> bool:
+    def is_parked(self, request: Request, now: Now, effects: list[Effect]) -> bool:
         """Park a job that the drain's deadline cuts, where no call of it is in doubt or it may be made again; whether it was."""
-        if fault is None or not refusals.is_by_drain(fault):
-            return False
         in_doubt = request.state is State.PROCESSING
         if in_doubt and not (request.route is not None and request.route.in_doubt):
             return False

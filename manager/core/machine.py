@@ -144,6 +144,14 @@ def _may_cancel(request: Request, client: str | None) -> bool:
     return request.job is not None and client in request.job.watchers
 
 
+def _done_of(request: Request, state: State, fault: Fault | None, body: bytes | None, now: Now) -> Done:
+    """What its client is told of its end."""
+    session = request.session
+    if session is None:
+        return Done(request.request_id, state.value, None, 0.0, body, fault)
+    return Done(request.request_id, state.value, request.session_id, session.duration(now.monotonic), body, fault)
+
+
 class Core:
     """All shared state of the supervisor. Its owner is the service, which calls it under the one lock."""
 
@@ -467,11 +475,12 @@ class Core:
         state: State | None = None,
     ) -> None:
         """The one way out: final state, session, slot, records, and the news to the client. `state` else is the fault's."""
+        if request.job is not None and fault is not None and refusals.is_by_drain(fault):
+            if self.jobs.is_parked(request, now, effects):
+                return
+            fault = refusals.cut_in_doubt(fault)
         state = state_of(fault) if state is None else state
-        if fault is not None:
-            fault = refusals.with_parts(request, fault)
-        if request.job is not None and self.jobs.is_parked(request, fault, now, effects):
-            return
+        fault = None if fault is None else refusals.with_parts(request, fault)
         if state is State.INTERRUPTED and request.state is not State.PROCESSING:
             state = State.ERROR  # nothing is in doubt before the call
         move, outcome, phase = _OUTCOME_OF[state]
@@ -488,19 +497,14 @@ class Core:
         self.mark(request, phase, now)
         self.forget(request)
         if self.drain is not None:
-            self.drain.count(
-                state,
-                by_cut=fault is not None and fault.details.get("reason") == refusals.BY_DRAIN,
-                session=session is not None,
-            )
+            by_cut = fault is not None and refusals.is_by_drain(fault)
+            self.drain.count(state, by_cut=by_cut, session=session is not None)
         self._remember(request, fault, now)
         if request.kind is Kind.HELD:
             return  # nobody waits for news: whoever works in the session asks
-        duration = session.duration(now.monotonic) if session else 0.0
-        done = Done(request.request_id, state.value, request.session_id if session else None, duration, body, fault)
         if request.job is not None:
             self.jobs.ended(request, state, fault, body, now, effects)
-        self.tell(request, done, effects)
+        self.tell(request, _done_of(request, state, fault, body, now), effects)
 
     def tell(self, request: Request, message: ClientEvent, effects: list[Effect]) -> None:
         """Tell whoever waits for a request."""

@@ -209,6 +209,16 @@ def is_by_drain(fault: Fault) -> bool:
     return fault.details.get("reason") == BY_DRAIN
 
 
+def cut_in_doubt(fault: Fault) -> Fault:
+    """A job's call was ended by a drain, and may have been billed: a person decides whether it is made again."""
+    return Fault(
+        code="interrupted",
+        message=f"{fault.message}: its call had begun, and may have been billed",
+        hint="`callpool jobs resolve ID --retry` calls it again, `--fail` gives it up",
+        details={**fault.details, "in_doubt": True},
+    )
+
+
 def lost_with_supervisor(tries: int) -> Fault:
     """The supervisor ended during its call."""
     return Fault(

@@ -496,6 +496,7 @@ class JobsWorld:
 
     def cancel(self) -> None:
         if self.bodies and self.chance.random() < 0.5:
+            self.seen["cancel"] += 1
             client = self.chance.choice([None, *CLIENTS])
             self.apply(CancelAsked(client, self.chance.choice(list(self.bodies))))
 
@@ -564,6 +565,9 @@ class JobsWorld:
         for key, told in self.ends.items():
             finals = {(each.state, each.body) for each in told if each.state != "interrupted"}
             assert len(finals) <= 1, f"{self.seed}: {key} had several ends: {finals}"
+        asked = self.seen["cancel"]
+        for key, row in self.disk.rows.items():
+            assert asked or row.state != "cancelled", f"{self.seed}: {key} is cancelled, and nobody asked for that"
         for key, history in self.disk.history.items():
             assert sum(state in ("completed", "error", "timeout", "cancelled") for state in history) <= 1, (
                 f"{self.seed}: {key} went {history}"

@@ -109,10 +109,10 @@ class _CountsAgain(Jobs):
 
 
 class _ParksWhatRan(Jobs):
-    def is_parked(self, request: Any, fault: Any, now: Now, effects: list[Effect]) -> bool:
+    def is_parked(self, request: Any, now: Now, effects: list[Effect]) -> bool:
         if request.route is not None:
             request.route.in_doubt = True
-        return super().is_parked(request, fault, now, effects)
+        return super().is_parked(request, now, effects)
 
 
 class _EndsUnrecorded(Jobs):
