@@ -22,7 +22,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from callpool.manager.core.pending import Batch, Pending
-from callpool.manager.core.records import JobAccepted
+from callpool.manager.core.records import JobAccepted, JobEnded, JobWaits
+from callpool.manager.core.states import State
 from callpool.manager.errors import CallpoolError, JournalConflict, JournalUnavailable, from_fault, to_fault
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Journal:
         self.records = 0
         self.conflicts = 0
         """Records that the journal refused because it held something else: always 0, or a defect."""
+        self.in_doubt = 0
+        """Jobs that are interrupted, and wait for a person's word. Counted once, and then by what is written."""
         self._retry: asyncio.TimerHandle | None = None
         self._housekeeping: asyncio.TimerHandle | None = None
         self._written_at = self._swept_at = 0.0
@@ -89,6 +92,7 @@ class Journal:
 
     def start(self) -> None:
         """Begin to write."""
+        self._tasks.put(self._count)
         self._thread.start()
         self._keep_house()
 
@@ -196,6 +200,15 @@ class Journal:
         else:
             self._back(self._committed, batch, known, refused)
 
+    def _count(self) -> None:
+        """On the writing thread: look how many are in doubt. What this tells comes in its order between commits."""
+        try:
+            found = self._store.counts().get(State.INTERRUPTED.value, 0)
+        except CallpoolError as error:
+            log.warning("the jobs in doubt cannot be counted: %s", error)
+        else:
+            self._back(self._counted, found)
+
     def _known(self, batch: Batch) -> dict[str, Job]:
         """The jobs that the journal has already of those that are new here."""
         new = [each.request_id for each in batch.records if type(each) is JobAccepted]
@@ -215,16 +228,21 @@ class Journal:
 
     # Back on the loop.
 
+    def _counted(self, in_doubt: int) -> None:
+        self.in_doubt = in_doubt
+
     def _committed(self, batch: Batch, known: dict[str, Job], refused: list[str]) -> None:
         self.commits += 1
         self.records += len(batch.records)
         self.conflicts += len(refused)
+        self.in_doubt += sum(map(_doubt_of, batch.records))
         was_down, self.fault = self.fault, None
         effects = self._pending.committed(batch, known)
         for waiter in batch.waiters:
             _settle(waiter)
         if was_down is not None:
             log.info("the journal can be written again")
+            self._tasks.put(self._count)  # a disk that failed may have written all the same
             self._owner.journal_up()
         if known:
             self._owner.jobs_known(known)
@@ -321,7 +339,10 @@ class Journal:
         self._housekeeping = self._loop.call_later(IDLE_CHECKPOINT, self._keep_house)
 
     def _sweep(self, store: Store) -> int:
-        return store.sweep(time.time() - self._keep_seconds)
+        forgotten = store.sweep(time.time() - self._keep_seconds)
+        if forgotten and self.in_doubt:  # they may be among them
+            self._count()
+        return forgotten
 
     def describe(self) -> dict[str, Any]:
         """What `status` says of it."""
@@ -332,8 +353,16 @@ class Journal:
             "records": self.records,
             "conflicts": self.conflicts,
             "waiting": len(self._pending),
+            "in_doubt": self.in_doubt,
             "fault": None if self.fault is None else self.fault.message,
         }
+
+
+def _doubt_of(record: Record) -> int:
+    """By how many a record makes more jobs in doubt."""
+    if type(record) is JobEnded:
+        return (record.state == State.INTERRUPTED.value) - (record.was == "interrupted")
+    return -(record.was == "interrupted") if type(record) is JobWaits else 0
 
 
 def _unavailable(error: Exception) -> Fault:
