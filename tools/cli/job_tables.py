@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,15 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from callpool.tools.cli import tables, terminal
-from callpool.tools.cli.figures import counted, span
+from callpool.tools.cli.figures import span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from rich.console import RenderableType
 
+COLUMNS: Final = ("id", "state", "model", "client", "age", "attempts", "took")
+FIRST_NUMBER: Final = COLUMNS.index("age")
+LEAST: Final = 6
+"""Characters of model and client at least."""
 STATES: Final = ("queued", "started", "completed", "error", "timeout", "cancelled", "interrupted")
 """In the order of a job's life; a newer supervisor may know others, which come last."""
+WHOLE_ID: Final = 30
+"""Characters of an id that are kept on one line, to be copied: those of ids that callpool makes, and two more."""
 _STYLES: Final = {"completed": "green", "error": "red", "timeout": "red", "cancelled": "yellow", "interrupted": "red"}
 
 
@@ -36,44 +41,61 @@ def show_jobs(document: dict[str, Any], *, filtered: bool) -> None:
 
 
 def counts_line(counts: dict[str, int]) -> str:
-    """`12 jobs: 3 queued, 9 completed`."""
+    """`in the journal: 3 queued, 9 completed`."""
     known = [state for state in STATES if counts.get(state)]
     others = sorted(state for state in counts if state not in STATES)
     each = ", ".join(f"{counts[state]} {terminal.one_line(state)}" for state in (*known, *others))
-    return f"{counted(sum(counts.values()), 'job')} in the journal" + (f": {each}" if each else "")
+    return f"in the journal: {each}" if each else "the journal is empty"
 
 
-def _rows(rows: Iterable[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("id", overflow="fold")
-    table.add_column("state", overflow="fold")
-    table.add_column("model", overflow="fold")
-    table.add_column("client", overflow="fold")
-    for name in ("age", "attempts", "took"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _rows(rows: list[dict[str, Any]]) -> Table:
     now = time.time()
-    for row in rows:
-        state = f"{row['state']}, blocked" if row["blocked"] else row["state"]
-        table.add_row(
-            _text(row["request_id"]),
-            Text(terminal.one_line(state), style=_STYLES.get(row["state"], "")),
-            _text(f"{row['provider']}/{row['model']}"),
-            _text(row["client"]),
-            span(max(0.0, now - row["accepted_at"])),
-            str(row["attempts"]),
-            _took(row, now),
-        )
+    cells = [_cells(row, now) for row in rows]
+    widths = _widths([max(map(len, column)) for column in zip(COLUMNS, *cells, strict=True)])
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for number, (name, width) in enumerate(zip(COLUMNS, widths, strict=True)):
+        table.add_column(name, overflow="fold", width=width, justify="right" if number >= FIRST_NUMBER else "left")
+    for row, (first, state, *others) in zip(rows, cells, strict=True):
+        table.add_row(Text(first), Text(state, style=_STYLES.get(row["state"], "")), *map(Text, others))
     return table
+
+
+def _cells(row: dict[str, Any], now: float) -> list[str]:
+    texts = (
+        row["request_id"],
+        "blocked" if row["blocked"] else row["state"],
+        f"{row['provider']}/{row['model']}",
+        row["client"],
+        _short(now - row["accepted_at"]),
+        str(row["attempts"]),
+        _took(row, now),
+    )
+    return [terminal.one_line(text) for text in texts]
+
+
+def _widths(wanted: list[int]) -> list[int]:
+    """What each column gets: model and client share what the others leave, and a long id gives way to them."""
+    room = shutil.get_terminal_size().columns - len(wanted) + 1
+    first, state, model, client, *numbers = wanted
+    left = room - state - sum(numbers)
+    first = max(1, min(first, max(WHOLE_ID, left - model - client), left - 2 * LEAST))
+    left -= first
+    if model + client > left:
+        model = max(LEAST, min(model, left - min(client, LEAST)))
+        client = max(LEAST, left - model)
+    return [first, state, model, client, *numbers]
 
 
 def _took(row: dict[str, Any], now: float) -> str:
     """How long its call took, or takes so far; nothing where none was made."""
     if row["state"] == "started" and row["started_at"] is not None:
-        return span(max(0.0, now - row["started_at"]))
-    if not row["duration"]:
+        return _short(now - row["started_at"])
+    seconds: float = row["duration"]
+    if not row["attempts"] or not row["ended"] or (row["state"] == "interrupted" and not seconds):
         return "-"
-    return f"{row['duration']:.1f} s" if row["duration"] < 60 else span(row["duration"])
+    return f"{seconds:.1f} s" if seconds < 60 else _short(seconds)
 
 
-def _text(text: str) -> Text:
-    return Text(terminal.one_line(text))
+def _short(seconds: float) -> str:
+    """A duration by its largest unit, so that the id has room."""
+    return " ".join(span(max(0.0, seconds)).split()[:2])

@@ -63,7 +63,7 @@ def _state_of(client: Client, request_id: str) -> tuple[str, str | None]:
 
 def _not_yet(request_id: str, state: str, blocked: str | None, *, as_json: bool) -> Exit:
     """Say that there is no result yet, and why."""
-    why = "" if blocked is None else f", and blocked until the supervisor is started anew: {blocked}"
+    why = "" if blocked is None else f", and blocked until that is mended and the supervisor started again: {blocked}"
     failures.tell(
         errors.CallpoolError(
             f"job {request_id} has not ended: it is {state}{why}",

@@ -94,10 +94,14 @@ def show_record(record: dict[str, Any]) -> None:
     fields.add_row("model", _text(f"{record['provider']}/{record['model']}"))
     if record.get("blocked"):
         fields.add_row(
-            "blocked", Text(terminal.one_line(f"until the supervisor is started anew: {record['blocked']}"), "yellow")
+            "blocked",
+            Text(
+                terminal.one_line(f"until that is mended and the supervisor started again: {record['blocked']}"),
+                "yellow",
+            ),
         )
     fields.add_row("session", _text(_or_dash(record["session_id"])))
-    if record["client"] is not None:  # None: of an earlier run
+    if record["client"]:  # a job of an earlier run has none
         fields.add_row("client", _text(record["client"]))
     if record["kind"] == "call":
         fields.add_row("attempt", f"{record['attempt']}, worker {_or_dash(record['worker'])}")
@@ -108,7 +112,7 @@ def show_record(record: dict[str, Any]) -> None:
     if record.get("durable"):
         fields.add_row("journal", _text(f"keeps it: see `callpool result {record['request_id']}`"))
     fields.add_row("duration", f"{record['duration']:.3f} s")
-    if record.get("position") is not None:
+    if record.get("position") is not None and not record.get("blocked"):
         wait = record["predicted_wait"]
         fields.add_row("waits", f"behind {record['position']}" + ("" if wait is None else f", for about {wait:.0f} s"))
     if record["phases"]:
