@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,7 +14,6 @@ from callpool.tools.cli import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 
 def plain(job: dict[str, Any]) -> dict[str, Any]:
@@ -29,13 +29,16 @@ def plain(job: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-def write_file(path: Path, lines: Iterable[dict[str, Any]]) -> int:
-    """Write lines of JSON into a file of mode 0600; an older regular file is replaced. Returns how many lines.
-
-    Raises typer.BadParameter for what is no regular file: a rename would put one in its place. Raises OSError.
-    """
+def output_path(given: str) -> Path:
+    """The file that is to be written. Raises typer.BadParameter for what is no regular file: a rename would put one in its place."""
+    path = Path(given).expanduser().absolute()
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise typer.BadParameter("is there, and no regular file", param_hint="'--output'")
+    return path
+
+
+def write_file(path: Path, lines: Iterable[dict[str, Any]]) -> int:
+    """Write lines of JSON into a file of mode 0600; an older one is replaced. Returns how many lines. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     count = 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
@@ -94,7 +93,7 @@ def export(
 
     What was asked is in it with --with-payload alone, and was dropped when a job ended.
     """
-    path = None if output is None else Path(output).expanduser().absolute()
+    path = None if output is None else job_export.output_path(output)
     with _door(address) as door:
         lines = _lines(door, payload=with_payload, results=not without_results)
         if path is None:
