@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from callpool.manager.aio_channel import CLOSE_DEADLINE, open_channel
 from callpool.manager.aio_handle import AsyncHandle
+from callpool.manager.aio_jobs import AsyncJobs, same_job
 from callpool.manager.asking import embeddings_of, embeddings_submit, known_models, models_of, models_submit
 from callpool.manager.channel import ANSWER_DEADLINE
 from callpool.manager.chat import as_submit
 from callpool.manager.core.messages import Ask, Cancel, Grant, Reply, Revoke
+from callpool.manager.core.records import fingerprint
 from callpool.manager.core.states import State
 from callpool.manager.errors import BadInput, CallpoolError, ConnectionLost, DuplicateRequest, from_fault
 from callpool.manager.payload import build_submit, longest_function
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.options import Options
 
 
-class AsyncClient:
+class AsyncClient(AsyncJobs):
     """A connection to a supervisor, for the tasks of one event loop. Not to be shared with threads or a forked child.
 
     `async with await AsyncClient.connect() as client` and `async with AsyncClient() as client` are the same. Closing it, or the
@@ -164,11 +166,12 @@ class AsyncClient:
         priority: Priority = "normal",
         queue_timeout: float | None = None,
         affinity: str | None = None,
+        durable: bool = False,
         **parameters: Any,
     ) -> AsyncHandle:
         """Submit one request; returns when the supervisor has taken it. Arguments and errors are those of `Client.submit`.
 
-        If this task is cancelled before, so is the request: nobody has its handle.
+        If this task is cancelled before, so is the request: nobody has its handle. A durable one goes on: its id leads to it.
         """
         self._open_channel()
         submit = build_submit(
@@ -190,8 +193,14 @@ class AsyncClient:
             priority=priority,
             queue_timeout=queue_timeout,
             affinity=affinity,
+            durable=durable,
         )
         handle = AsyncHandle(self, submit.request_id, provider, model, stream=stream)
+        if durable:
+            handle.fingerprint = fingerprint(submit)
+            if (same := same_job(self._handles, submit.request_id, handle.fingerprint)) is not None:
+                await same.wait_accepted(ANSWER_DEADLINE)
+                return same
         await self._send_request(handle, submit)
         with self._cancelling(handle):
             await handle.wait_accepted(ANSWER_DEADLINE)
@@ -334,7 +343,7 @@ class AsyncClient:
         try:
             yield
         except (asyncio.CancelledError, CallpoolError):
-            if not handle.done():
+            if not handle.done() and handle.fingerprint is None:  # a job needs nobody
                 with contextlib.suppress(ConnectionLost):  # then the supervisor cancels it
                     self.cancel_own(handle.request_id)
             raise

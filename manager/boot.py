@@ -35,6 +35,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """Where one line of JSON says `Began` or the fault; None in the foreground, where a person reads the log."""
     owner_pid: int | None = None
     """The embedding process. It is watched besides the lifeline, which a child that it forks keeps open."""
+    failpoint: str | None = None
+    """Where it, or a worker of it, is to die: for tests (`failpoints`)."""
     lifeline_descriptor: int | None = None
     """A byte on it, or its end, means that the embedding process has let go: drain."""
 

@@ -357,7 +357,7 @@ class Client:
         try:
             return handle.result()
         except BaseException:
-            if not handle.done():
+            if not handle.done() and handle.fingerprint is None:  # a job needs nobody
                 with contextlib.suppress(ConnectionLost):
                     handle.cancel()
             raise

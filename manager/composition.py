@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from callpool.manager.core.carryover import Carryover
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry
 from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.faults import Fault
@@ -24,17 +25,21 @@ from callpool.workers.model_options import ModelOptions, find_model, require_eng
 
 if TYPE_CHECKING:
     from callpool.manager.boot import Boot
+    from callpool.manager.core.limits import LedgerRules
+    from callpool.manager.core.requests import Now
     from callpool.manager.settings import ProviderSettings, SupervisorSettings
     from callpool.manager.store import Durability
 
 JOURNAL_FILE = "journal.db"
+LEAST_LAG = 0.5
+"""Seconds after a crash in which calls that were out may still arrive at their provider, also where `cancel_lag` is less."""
 
 
-def build_core(boot: Boot) -> Core:
-    """The core of a supervisor with these settings."""
+def build_core(boot: Boot, store: Store | None = None, now: Now | None = None) -> Core:
+    """The core of a supervisor with these settings. `store`: of the journal, whose windows it carries on from `now`."""
     pool = boot.settings.supervisor
     catalogue = build_catalogue(boot)
-    ledger = Ledger(ledger_rules(boot.settings))
+    ledger = build_ledger(ledger_rules(boot.settings), store, now)
     return Core(
         catalogue=catalogue,
         sessions=SessionTable(max_concurrent=pool.max_concurrent_sessions, max_metadata_bytes=pool.max_metadata_size),
@@ -67,6 +72,26 @@ def build_core(boot: Boot) -> Core:
         draw=random.random,
         journaled=is_journaled(boot),
     )
+
+
+def build_ledger(rules: LedgerRules, store: Store | None, now: Now | None) -> Ledger:
+    """The ledger, with what earlier runs have used of its windows."""
+    if store is None or now is None:
+        return Ledger(rules)
+    lag = max([LEAST_LAG, *(account.counting.cancel_lag for account in rules.accounts.values())])
+    carryover = Carryover(boot=boot_id(), lag=lag)
+    restored = carryover.restore(store.windows(), now)
+    ledger = Ledger(rules, carryover)
+    ledger.records += restored
+    return ledger
+
+
+def boot_id() -> str:
+    """Which boot of the machine this is; empty where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def is_journaled(boot: Boot) -> bool:

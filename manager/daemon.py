@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from callpool.manager import logs
+from callpool.manager import failpoints, logs
 from callpool.manager.boot import Began, Boot, read_memory_file
 from callpool.manager.errors import AlreadyRunning, CallpoolError, StartFailed, UnsafePath, to_fault
 from callpool.manager.exits import Exit
@@ -36,6 +36,7 @@ def run(boot_descriptor: int) -> int:
         if descriptor is not None:
             os.set_inheritable(descriptor, False)  # children get what they are given, and nothing else
     logs.configure()
+    failpoints.arm(boot.failpoint, failpoints.SUPERVISOR_POINTS)
     os.umask(0o077)
     _raise_descriptor_limit()
     try:

@@ -47,6 +47,7 @@ __all__ = [
     "ProviderOverloaded",
     "ProviderRejected",
     "ProviderUnreachable",
+    "Quarantined",
     "QueueFull",
     "QuotaExhausted",
     "RateLimited",
@@ -305,6 +306,12 @@ class NotStarted(CallpoolError, RuntimeError):
     """The request lost its workers before its call began: nothing was billed. Submit again; look at the workers' deaths."""
 
     code = "not_started"
+
+
+class Quarantined(RequestInterrupted):
+    """Three workers died with this request: it may be what kills them. In doubt, as its base says; look at the request."""
+
+    code = "quarantined"
 
 
 class WorkerLost(RequestInterrupted):

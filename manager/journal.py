@@ -21,14 +21,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from callpool.manager import failpoints
 from callpool.manager.core.pending import Batch, Pending
-from callpool.manager.core.records import JobAccepted, JobEnded, JobWaits
+from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits
 from callpool.manager.core.states import State
 from callpool.manager.errors import CallpoolError, JournalConflict, JournalUnavailable, from_fault, to_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from callpool.manager.core.carried import Carried
     from callpool.manager.core.events import Effect
     from callpool.manager.core.faults import Fault
     from callpool.manager.core.records import Job, Record
@@ -40,10 +42,13 @@ T = TypeVar("T")
 
 TRY_AGAIN: Final = 0.25
 """Seconds between two tries to write, while the disk refuses."""
+SLOW: Final = 1.0
+"""Seconds for a commit after which live calls do not wait for it any more: less than a request that is ended waits for its worker."""
 IDLE_CHECKPOINT: Final = 1.0
 """Seconds without a record after which the write-ahead log is copied into the file."""
 SWEEP_INTERVAL: Final = 60.0
 """Seconds between two looks for results that are past their time."""
+_POINTS: Final = {JobAccepted: "accepted", AttemptStarted: "started", JobWaits: "waits", JobEnded: "ended"}
 CLOSE_SECONDS: Final = 10.0
 """For what is still to be written when the supervisor ends; a disk that hangs must not keep it."""
 
@@ -62,6 +67,12 @@ class JournalOwner(Protocol):
 
     def journal_up(self) -> None:
         """It can be written again."""
+
+    def journal_slow(self) -> None:
+        """The disk takes its time."""
+
+    def windows_written(self, number: int) -> None:
+        """What is written ahead of windows is durable up to this number."""
 
 
 class Journal:
@@ -84,6 +95,8 @@ class Journal:
         self.in_doubt = 0
         """Jobs that are interrupted, and wait for a person's word. Counted once, and then by what is written."""
         self._retry: asyncio.TimerHandle | None = None
+        self._slow: asyncio.TimerHandle | None = None
+        self._was_slow = False
         self._housekeeping: asyncio.TimerHandle | None = None
         self._written_at = self._swept_at = 0.0
         self._checkpointed = True
@@ -101,7 +114,7 @@ class Journal:
         if self._closed:
             return
         self._closed = True
-        for timer in (self._retry, self._housekeeping):
+        for timer in (self._retry, self._housekeeping, self._slow):
             if timer is not None:
                 timer.cancel()
         if self._thread.is_alive():
@@ -111,7 +124,7 @@ class Journal:
             try:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await ended
-                    while self._pending.flying is not None or (self._pending.open.records and self.fault is None):
+                    while self._pending.flying is not None or (len(self._pending) and self.fault is None):
                         self._fly()
                         await asyncio.sleep(0.005)
             except TimeoutError:
@@ -124,13 +137,17 @@ class Journal:
 
     # Records, and what waits for them.
 
-    def record(self, record: Record) -> None:
+    def record(self, record: Record | Carried) -> None:
         """Write this down as soon as the writer is free."""
         self._pending.record(record)
 
     def defer(self, effect: Effect) -> bool:
         """Keep an effect back until the records of its request are durable; False where there are none to wait for."""
         return self._pending.defer(effect)
+
+    def worker_down(self, worker: int) -> None:
+        """A worker has ended: what waits for it is not for the next one of its number."""
+        self._pending.worker_down(worker)
 
     async def settled(self) -> None:
         """Wait until all records until now are durable. Raises JournalUnavailable where they cannot be."""
@@ -163,14 +180,22 @@ class Journal:
 
     def turn(self) -> None:
         """After each step: let the writer begin, if it is free."""
-        if self.fault is None and self._pending.open.records:
+        if self.fault is None and (self._pending.open.records or self._pending.open.windows):
             self._fly()
 
     def _fly(self) -> None:
         batch = self._pending.fly()
         if batch is not None:
             self._written_at, self._checkpointed = self._loop.time(), False
+            self._slow = self._loop.call_later(SLOW, self._is_slow)
             self._tasks.put(lambda: self._commit(batch))
+
+    def _is_slow(self) -> None:
+        """The disk has not come back: live calls go on without what would be written ahead for them."""
+        log.warning("the journal's disk takes more than %g s", SLOW)
+        self._was_slow = True
+        self._owner.journal_slow()
+        self._owner.perform(self._pending.let_go())
 
     # On the writing thread.
 
@@ -192,7 +217,11 @@ class Journal:
         try:
             known = self._known(batch)
             records = [each for each in batch.records if each.request_id not in known] if known else batch.records
-            refused = self._write(records)
+            if failpoints.armed:
+                _pass(records, "before_commit")
+            refused = self._write(records, batch.windows)
+            if failpoints.armed:
+                _pass(records, "after_commit")
         except Exception as error:
             if not isinstance(error, CallpoolError):
                 log.exception("the journal broke")
@@ -215,14 +244,15 @@ class Journal:
         found = self._store.known(new) if new else None
         return self._store.find(found) if found else {}
 
-    def _write(self, records: Sequence[Record]) -> list[str]:
+    def _write(self, records: Sequence[Record], windows: Sequence[Carried] = ()) -> list[str]:
         """Write all; where one is of a past that is over, all but such ones. Returns what these were about."""
         try:
-            self._store.write(records)
+            self._store.write([*windows, *records])
         except JournalConflict:
             if len(records) == 1:
                 log.exception("a record was refused: %s", type(records[0]).__name__)
                 return [records[0].request_id]
+            self._store.write(windows)
             return [request_id for each in records for request_id in self._write([each])]
         return []
 
@@ -232,14 +262,20 @@ class Journal:
         self.in_doubt = in_doubt
 
     def _committed(self, batch: Batch, known: dict[str, Job], refused: list[str]) -> None:
+        if failpoints.armed:
+            failpoints.hit("batch.told")
+        self._stop_waiting()
         self.commits += 1
-        self.records += len(batch.records)
+        self.records += len(batch.records) + len(batch.windows)
         self.conflicts += len(refused)
         self.in_doubt += sum(map(_doubt_of, batch.records))
         was_down, self.fault = self.fault, None
         effects = self._pending.committed(batch, known)
         for waiter in batch.waiters:
             _settle(waiter)
+        if batch.windows or self._was_slow:
+            self._was_slow = False
+            self._owner.windows_written(batch.windows[-1].number if batch.windows else 0)
         if was_down is not None:
             log.info("the journal can be written again")
             self._tasks.put(self._count)  # a disk that failed may have written all the same
@@ -251,6 +287,7 @@ class Journal:
         self.turn()
 
     def _failed(self, batch: Batch, fault: Fault) -> None:
+        self._stop_waiting()
         undone = self._pending.failed(batch)
         if self.fault is None or self.fault.message != fault.message:
             log.error("the journal cannot be written: %s", fault.message)
@@ -262,6 +299,11 @@ class Journal:
             self._owner.perform(undone.at_once)
         if not self._closed:
             self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
+
+    def _stop_waiting(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
 
     def _try_again(self) -> None:
         suspect = self._pending.suspect
@@ -332,17 +374,19 @@ class Journal:
         if self.fault is None and self._pending.flying is None:
             if not self._checkpointed and now - self._written_at >= IDLE_CHECKPOINT:
                 self._checkpointed = True
-                self.ask(lambda store: store.checkpoint()).add_done_callback(_say)
+                self.ask(_checkpoint).add_done_callback(_say)
             if now - self._swept_at >= SWEEP_INTERVAL:
                 self._swept_at = now
                 self.ask(self._sweep).add_done_callback(_say)
         self._housekeeping = self._loop.call_later(IDLE_CHECKPOINT, self._keep_house)
 
     def _sweep(self, store: Store) -> int:
-        forgotten = store.sweep(time.time() - self._keep_seconds)
-        if forgotten and self.in_doubt:  # they may be among them
+        failpoints.hit("sweep.before")
+        swept = store.sweep(time.time() - self._keep_seconds)
+        failpoints.hit("sweep.after")
+        if swept and self.in_doubt:  # they may be among them
             self._count()
-        return forgotten
+        return swept
 
     def describe(self) -> dict[str, Any]:
         """What `status` says of it."""
@@ -363,6 +407,18 @@ def _doubt_of(record: Record) -> int:
     if type(record) is JobEnded:
         return (record.state == State.INTERRUPTED.value) - (record.was == "interrupted")
     return -(record.was == "interrupted") if type(record) is JobWaits else 0
+
+
+def _checkpoint(store: Store) -> None:
+    failpoints.hit("checkpoint.before")
+    store.checkpoint()
+    failpoints.hit("checkpoint.after")
+
+
+def _pass(records: Sequence[Record], side: str) -> None:
+    """The failpoints of a commit."""
+    for record in records:
+        failpoints.hit(f"{_POINTS[type(record)]}.{side}")
 
 
 def _unavailable(error: Exception) -> Fault:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from callpool.manager import config, keys, paths
+from callpool.manager import config, failpoints, keys, paths
 from callpool.manager.boot import Began, Boot, Mode, memory_file
 from callpool.manager.core.faults import Fault
 from callpool.manager.errors import PlatformUnsupported, StartFailed, from_fault
@@ -55,6 +55,9 @@ class Plan:
         found = keys.resolve(settings, environ)
         self._facts = found.facts()
         self._key_lock_dir = paths.user_lock_dir(environ)
+        self._failpoint = environ.get("CALLPOOL_FAILPOINT") or None
+        if self._failpoint is not None:
+            failpoints.check(self._failpoint)
         self._secrets = memory_file("callpool-keys", found.blob())
         self.environment = keys.process_environment(
             environ, purpose="supervisor", withhold=keys.key_variables(settings)
@@ -75,6 +78,7 @@ class Plan:
             secrets_descriptor=self._secrets,
             ready_descriptor=ready,
             lifeline_descriptor=lifeline,
+            failpoint=self._failpoint,
             owner_pid=os.getpid() if lifeline is not None else None,
         )
         document = memory_file("callpool-boot", msgspec.msgpack.encode(boot))

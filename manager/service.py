@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from callpool.manager import failpoints
 from callpool.manager.core.events import (
     AccountClosed,
     Answer,
@@ -40,6 +41,7 @@ from callpool.manager.core.events import (
     JobKnown,
     JobsRecovered,
     JournalDown,
+    JournalSlow,
     JournalUp,
     Noted,
     Reported,
@@ -49,13 +51,17 @@ from callpool.manager.core.events import (
     ToJournal,
     ToLane,
     ToWorker,
+    WindowsWritten,
     WorkerDown,
     WorkerUp,
 )
 from callpool.manager.core.messages import (
+    Accepted,
     Attach,
     Cancel,
     ClientMessage,
+    Dispatch,
+    Done,
     Finished,
     Note,
     Piece,
@@ -126,6 +132,13 @@ MOST_SAID = 5
 """Inconsistencies that one look logs."""
 PYTHON_DOOR = "python"
 """The one kind of client whose functions are run: it is this user's own program."""
+
+
+def _point_of(effect: Effect) -> str:
+    """The name of the failpoints around an effect."""
+    if type(effect) is ToClient:
+        return {Accepted: "ack", Done: "result"}.get(type(effect.message), "")
+    return "dispatch" if type(effect) is ToWorker and type(effect.order) is Dispatch else ""
 
 
 def read_clocks() -> Now:
@@ -201,15 +214,29 @@ class Service:
         """It can be written again."""
         self.apply([JournalUp()])
 
+    def journal_slow(self) -> None:
+        """The disk takes its time: what is written ahead holds no live call back."""
+        self.apply([JournalSlow()])
+
+    def windows_written(self, number: int) -> None:
+        """What windows must remember is durable up to this number."""
+        self.apply([WindowsWritten(number)])
+
     # Events from outside. All on the event loop's thread.
 
     def handle_client(self, caller: Caller, messages: list[ClientMessage]) -> None:
         """Apply a batch of a client's messages as one step."""
+        if failpoints.armed and any(type(message) is Submit for message in messages):
+            failpoints.hit("submit.received")
         events = [self._event_of(caller, message) for message in messages]
         self.apply([event for event in events if event is not None])
 
     def handle_reports(self, worker: int, reports: Iterable[Started | Piece | Finished]) -> None:
         """Apply a batch of a worker's reports as one step."""
+        if failpoints.armed:
+            reports = list(reports)
+            for report in reports:
+                failpoints.hit("report.started" if type(report) is Started else "report.finished")
         self.apply([Reported(worker, report) for report in reports])
 
     def client_joined(self, client: str) -> None:
@@ -236,6 +263,8 @@ class Service:
 
     def worker_down(self, worker: int, reason: str) -> None:
         """A worker has ended and its pipe is empty."""
+        if self.journal is not None:
+            self.journal.worker_down(worker)
         self.apply([WorkerDown(worker, reason)])
 
     def close_account(self, account: str, reason: str | None) -> None:
@@ -245,6 +274,7 @@ class Service:
     def begin_drain(self, timeout: float) -> None:
         """Refuse new requests; cut after `timeout` seconds."""
         self.apply([DrainAsked(timeout)])
+        failpoints.hit("drain.begun")
 
     def cut(self) -> None:
         """The drain's deadline is now."""
@@ -321,6 +351,20 @@ class Service:
         self._send(effect)
 
     def _send(self, effect: Effect) -> None:
+        if failpoints.armed:
+            self._send_between(effect)
+            return
+        self._hand_on(effect)
+
+    def _send_between(self, effect: Effect) -> None:
+        """Between two failpoints, with what is sent in the kernel before the second."""
+        point = _point_of(effect)
+        failpoints.hit(f"{point}.before")
+        self._hand_on(effect)
+        self._flush([effect])
+        failpoints.hit(f"{point}.after")
+
+    def _hand_on(self, effect: Effect) -> None:
         if type(effect) is ToClient:
             if self._requests.has_waiters and self._requests.answer_waiter(effect.client, effect.message):
                 return

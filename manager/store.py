@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from callpool.manager.core.carried import Carried
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import Submit
@@ -47,6 +48,7 @@ SWEEP_ROWS: Final = 500
 
 _LIVE: Final = ("queued", "started")
 _encode = msgspec.msgpack.Encoder().encode
+_carried = msgspec.msgpack.Decoder(Carried)
 _submit = msgspec.msgpack.Decoder(Submit)
 _kept = msgspec.msgpack.Decoder(Kept)
 _usage = msgspec.msgpack.Decoder(Usage)
@@ -174,7 +176,7 @@ class Store:
 
     # Writing.
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[Record | Carried]) -> None:
         """Commit records, all or none. Raises JournalUnavailable, and JournalConflict where one is of a past that is over."""
         if not records:
             return
@@ -193,7 +195,7 @@ class Store:
                     database.execute("ROLLBACK")
                 raise
 
-    def _insert(self, records: Sequence[Record]) -> None:
+    def _insert(self, records: Sequence[Record | Carried]) -> None:
         values: list[Any] = []
         for record in records:
             values += _row(record)
@@ -303,6 +305,12 @@ class Store:
         with _explained(self.path):
             return dict(self._database.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
 
+    def windows(self) -> list[Carried]:
+        """What earlier runs have written of windows, in the order in which they did."""
+        with _explained(self.path):
+            found = [_carried.decode(row[0]) for row in self._database.execute("SELECT record FROM windows")]
+        return sorted(found, key=lambda record: record.number)
+
     def last_attempt(self) -> int:
         """The highest number that an attempt ever had: those of later runs must be above it."""
         with _explained(self.path):
@@ -360,8 +368,14 @@ class Store:
         return total
 
 
-def _row(record: Record) -> tuple[Any, ...]:
+def _row(record: Record | Carried) -> tuple[Any, ...]:
     """A record as a row of `moves`."""
+    if type(record) is Carried:
+        content = None if record.is_empty else _encode(record)
+        return (
+            "window", None, None, None, None, None, None, None, record.name, record.kind, record.measure, None, None, None,
+            None, None, content, None, None, None,
+        )  # fmt: skip
     if type(record) is AttemptStarted:
         return (
             "start", record.request_id, "queued", record.was, "started", record.attempt, record.tries, record.at,

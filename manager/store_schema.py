@@ -59,6 +59,9 @@ CREATE TABLE jobs (
 CREATE INDEX unfinished_jobs ON jobs (number) WHERE ended_at IS NULL;
 CREATE INDEX ended_jobs ON jobs (ended_at) WHERE ended_at IS NOT NULL;
 CREATE TABLE payloads (number INTEGER PRIMARY KEY, submit BLOB NOT NULL, next BLOB);
+CREATE TABLE windows (
+    kind TEXT NOT NULL, name TEXT NOT NULL, measure TEXT NOT NULL, record BLOB NOT NULL, PRIMARY KEY (kind, name, measure)
+) WITHOUT ROWID;
 CREATE TABLE results (number INTEGER PRIMARY KEY, body BLOB NOT NULL);
 
 CREATE TRIGGER forgotten AFTER DELETE ON jobs BEGIN
@@ -91,6 +94,11 @@ CREATE TRIGGER job_waits INSTEAD OF INSERT ON moves WHEN NEW.kind = 'wait' BEGIN
     WHERE request_id = NEW.request_id;
     UPDATE payloads SET next = NEW.content
     WHERE NEW.content IS NOT NULL AND number = (SELECT number FROM jobs WHERE request_id = NEW.request_id);
+END;
+
+CREATE TRIGGER window_written INSTEAD OF INSERT ON moves WHEN NEW.kind = 'window' BEGIN
+    DELETE FROM windows WHERE kind = NEW.provider AND name = NEW.name AND measure = NEW.model AND NEW.content IS NULL;
+    INSERT OR REPLACE INTO windows SELECT NEW.provider, NEW.name, NEW.model, NEW.content WHERE NEW.content IS NOT NULL;
 END;
 
 CREATE TRIGGER job_ended INSTEAD OF INSERT ON moves WHEN NEW.kind = 'end' BEGIN

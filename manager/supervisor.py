@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from callpool.manager import wire
+from callpool.manager import failpoints, wire
 from callpool.manager.arbiter import Arbiter
 from callpool.manager.composition import build_core, model_options, open_store
 from callpool.manager.core.lifecycle import as_line
@@ -38,7 +38,7 @@ from callpool.manager.model_host import ModelHost
 from callpool.manager.peers import open_pidfd
 from callpool.manager.private import write_private_file
 from callpool.manager.server import ManagerServer
-from callpool.manager.service import Service
+from callpool.manager.service import Service, read_clocks
 from callpool.workers.boot import SecretsFile, WorkerBoot
 from callpool.workers.model_server import decode_report, serve
 from callpool.workers.process import main as worker_main
@@ -85,7 +85,7 @@ class Supervisor:
         functions = self._settings.supervisor.function_workers
         store = open_store(boot)
         self.service = Service(
-            build_core(boot),
+            build_core(boot, store, read_clocks()),
             self,
             address=boot.socket,
             functions=functions > 0,
@@ -111,6 +111,7 @@ class Supervisor:
             rules={name: rules_of(provider) for name, provider in self._settings.providers.items()},
             limits=self.service.account_limits(),
             heartbeat_interval=self._settings.supervisor.heartbeat_interval,
+            failpoint=boot.failpoint,
         )
         self.arbiter = Arbiter(
             self,
@@ -136,7 +137,9 @@ class Supervisor:
         """Take up the jobs of earlier runs: they wait until the first worker is up."""
         began = time.monotonic()
         jobs = store.unfinished()
+        failpoints.hit("recovery.read")
         self.service.recover(jobs, store.last_attempt())
+        failpoints.hit("recovery.applied")
         if jobs:
             log.info("%d jobs of earlier runs were taken up in %.2f s", len(jobs), time.monotonic() - began)
 
@@ -163,6 +166,7 @@ class Supervisor:
         self.server.stop_listening()
         if self.service.journal is not None:
             await self.service.journal.close()  # what waited for it goes out before the connections close
+        failpoints.hit("drain.closed")
         self._publish_report()
         for _ in range(REPORT_TURNS):  # whoever waits for the report gets it into its outbox
             await asyncio.sleep(0)
@@ -223,6 +227,7 @@ class Supervisor:
 
     def drained(self, report: DrainReport) -> None:
         """Nothing is left to wait for."""
+        failpoints.hit("drain.done")
         self._report = report
         self._finished.set()
 

@@ -24,6 +24,8 @@ class WorkerBoot(msgspec.Struct, frozen=True, kw_only=True):
     limits: dict[str, int]
     """Calls at once on each account: the size of its connection pool where the settings name no other."""
     heartbeat_interval: float
+    failpoint: str | None = None
+    """Where the worker is to die, for tests."""
 
 
 class SecretsFile:

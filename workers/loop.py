@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from callpool.manager import wire
+from callpool.manager import failpoints, wire
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import (
@@ -137,6 +137,8 @@ class WorkerLoop:
     # Calls.
 
     def _begin(self, order: Dispatch) -> None:
+        if failpoints.armed:
+            failpoints.hit("order.received")
         key = (order.request_id, order.attempt)
         progress = _Progress(self._link, order, self._is_lone)
         task = self._loop.create_task(self._make(order, progress))
@@ -202,10 +204,15 @@ class WorkerLoop:
 
     def _report_end(self, finished: Finished | Continues, progress: _Progress) -> None:
         """With what this call alone has used, however it ended: a fault, too, may have cost tokens."""
+        if failpoints.armed:
+            failpoints.hit("call.answered")
         del self._calls[finished.request_id, finished.attempt]
         self._link.send(msgspec.structs.replace(finished, usage=progress.usage))
         if not self._calls:
             self._link.flush()  # nothing else will travel with it
+        if failpoints.armed:
+            self._link.flush()
+            failpoints.hit("call.reported")
         self._retire_if_idle()
 
     def _is_lone(self) -> bool:
@@ -252,10 +259,14 @@ class _Progress:
 
     async def started(self) -> None:
         """Report, and wait until the report is in the kernel: only then may the call contact the provider."""
+        if failpoints.armed:
+            failpoints.hit("call.before_start")
         self._link.send(Started(self._order.request_id, self._order.attempt, self.tokens))
         if self._alone():
             self._link.flush()
         await self._link.flushed()
+        if failpoints.armed:
+            failpoints.hit("call.started")
 
     async def chunk(self, text: str, raw: dict[str, Any] | None, *, useful: bool = True) -> None:  # noqa: ARG002 - kept track of before
         """Report a piece; waits while the pipe is full."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from callpool.manager import failpoints
 from callpool.workers.boot import WorkerBoot
 from callpool.workers.lifeline import die_with
 
@@ -32,6 +33,7 @@ def main(pipe: socket.socket, boot: bytes, secrets: SecretsFile) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # blocked while it was spawned
     faulthandler.enable()  # SIGABRT of a supervisor that misses heartbeats prints where the worker hangs
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys and prompts
+    failpoints.arm(settings.failpoint, failpoints.WORKER_POINTS)
     keys = secrets.read()
     secrets.close()
     from callpool.workers.loop import WorkerLoop  # noqa: PLC0415 - after the guards: imports take time

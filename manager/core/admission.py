@@ -34,7 +34,7 @@ class Admission:
         """A new round, at this time."""
         self._now = now
         self.look_at = NEVER
-        self._ledger.forget_idle(now.monotonic)
+        self._ledger.forget_idle(now)
 
     @property
     def _at(self) -> Now:

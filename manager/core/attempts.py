@@ -12,6 +12,7 @@ the queue makes it wait before its first call is not counted. The handlers are t
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -124,12 +125,31 @@ class Attempts:
         if route.fallbacks and self._core.ledger.may_bar:  # one that can take nothing must not hide this fault
             usual = (request.tokens, request.operation, request.name, now)
             route.fallbacks[:] = [target for target in route.fallbacks if self._bar(target, *usual) is None]
+        return self._another_call(request, route, fault, now, effects, delivered=delivered)
+
+    def goes_on_after_death(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> bool:
+        """Its worker died during its call; whether another one follows. That may pay twice: only with the request's leave."""
+        self._learn(request, fault, now)
+        route = request.route
+        if route is None or not route.in_doubt or route.deadline is None:
+            return False
+        delivered = any(phase is Phase.FIRST_TOKEN for phase, _ in _since_dispatch(request))
+        if delivered and route.parts:
+            return False
+        retryable = msgspec.structs.replace(fault, details={**fault.details, "retryable": True, "in_doubt": True})
+        return self._another_call(request, route, retryable, now, effects, delivered=delivered)
+
+    def _another_call(
+        self, request: Request, route: Route, fault: Fault, now: Now, effects: list[Effect], *, delivered: bool
+    ) -> bool:
+        """Plan another call after this fault, and let the request wait for it; whether there is one."""
+        left = math.inf if route.deadline is None else route.deadline - now.monotonic
         plan = self.retries.plan(
             request.provider,
             route,
             fault,
             delivered=delivered,
-            left=route.deadline - now.monotonic,
+            left=left,
             shut=self._is_barred(request.target, request, now),
             now=now.monotonic,
         )
@@ -193,7 +213,7 @@ class Attempts:
         """Why this account, and every fallback, cannot take this request for longer than anybody waits in the queue; else None."""
         if not self._core.ledger.may_bar:
             return None
-        self._core.ledger.forget_idle(now.monotonic)
+        self._core.ledger.forget_idle(now)
         target = Target(submit.provider, submit.model)
         if (fault := self._bar(target, submit.tokens, submit.operation, name, now)) is None:
             return None
@@ -226,7 +246,7 @@ class Attempts:
         return target is not None
 
     def lost(self, request: Request) -> int:
-        """How many of its calls were lost with their workers before they began."""
+        """How many of its calls were lost with their workers."""
         tried = request.route.tried if request.route else ()
         return sum(each.code == "worker_lost" for each in tried)
 

@@ -88,6 +88,7 @@ class Dispatching:
             now.monotonic,
             request.scopes,
         )
+        waits = core.ledger.cover(core.ledger.holds[request.request_id].entries, now)
         if request.session is None:
             core.sessions.queue_waits.add(now.monotonic - request.since)
             core.open_session(request, now)
@@ -113,7 +114,8 @@ class Dispatching:
             request.operation,
             request.route.parts if request.route else 0,
         )
-        effects.append(ToWorker(worker, order))
+        after = core.ledger.carryover.newest if waits and core.ledger.carryover is not None else 0
+        effects.append(ToWorker(worker, order, after))
 
     def _worker_for(self, request: Request) -> int:
         """The worker of its conversation, as long as that has room; else the least loaded one."""

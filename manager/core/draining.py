@@ -79,4 +79,6 @@ class Draining:
                 core.end(request, refusals.unacknowledged(request), now, effects)
         if not core.requests:
             drain.reported = True
+            if core.ledger.carryover is not None:
+                core.ledger.records += core.ledger.carryover.final(now)
             effects.append(Drained(drain.report(now.monotonic)))

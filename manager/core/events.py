@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from callpool.manager.core.carried import Carried
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import ClientEvent, Continues, Finished, Note, Piece, Started, Submit, WorkerOrder
 from callpool.manager.core.records import Job, Record
@@ -191,6 +192,16 @@ class JournalUp(_Event, frozen=True):
     """Records are written again."""
 
 
+class JournalSlow(_Event, frozen=True):
+    """The disk takes its time: what is written ahead of windows holds no call back until it has come back."""
+
+
+class WindowsWritten(_Event, frozen=True):
+    """Every record of a window up to this number is durable."""
+
+    number: int
+
+
 class DrainAsked(_Event, frozen=True):
     """Refuse new requests, let accepted ones finish for `timeout` seconds, then cut."""
 
@@ -229,6 +240,8 @@ Event = (
     | JobWatched
     | JournalDown
     | JournalUp
+    | JournalSlow
+    | WindowsWritten
     | DrainAsked
     | CutAsked
     | Tick
@@ -247,6 +260,8 @@ class ToWorker(_Event, frozen=True):
 
     worker: int
     order: WorkerOrder
+    after: int = 0
+    """Not before the window of this number is durable (`carried.Carried`); 0 waits for none."""
 
 
 class ToLane(_Event, frozen=True):
@@ -259,7 +274,7 @@ class ToLane(_Event, frozen=True):
 class ToJournal(_Event, frozen=True):
     """Write this down. What follows about the same request waits until that is durable."""
 
-    record: Record
+    record: Record | Carried
 
 
 class Answer(_Event, frozen=True):

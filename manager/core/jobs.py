@@ -335,6 +335,8 @@ class Jobs:
     def journal_down(self, event: JournalDown, now: Now, effects: list[Effect]) -> None:
         """Nothing can be recorded: who was not acknowledged is refused, whose start was not recorded waits."""
         self.down = event.fault
+        if self._core.ledger.carryover is not None:
+            self._core.ledger.carryover.down()  # live calls go on
         for request_id in event.refused:
             request = self._core.requests.get(request_id)
             if request is not None and request.job is not None:
@@ -348,6 +350,8 @@ class Jobs:
     def journal_up(self, _event: JournalUp, now: Now, _effects: list[Effect]) -> None:
         """It can be recorded again: who waited for that goes on."""
         self.down = None
+        if self._core.ledger.carryover is not None:
+            self._core.ledger.records += self._core.ledger.carryover.up(now)
         resting, self._resting = self._resting, set()
         for request_id in sorted(resting, key=lambda each: self._core.requests[each].sequence):
             request = self._core.requests[request_id]

@@ -18,6 +18,7 @@ import heapq
 import math
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from callpool.manager.core.carried import Carried
 from callpool.manager.core.learning import Concurrency
 from callpool.manager.core.limits import OTHERS, AccountRules, ClientRules, LedgerRules, Limits, Price, Usage
 from callpool.manager.core.reckoning import Reckoning
@@ -27,6 +28,7 @@ from callpool.manager.core.windows import NEVER, Entry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, KeysView
 
+    from callpool.manager.core.carryover import Carryover
     from callpool.manager.core.faults import Fault
     from callpool.manager.core.requests import Now
     from callpool.manager.core.retry import Target
@@ -134,8 +136,12 @@ class Account:
 class Ledger:
     """All accounts by name. A session may name a provider that is none of them: then there is nothing to reserve."""
 
-    def __init__(self, rules: LedgerRules) -> None:
+    def __init__(self, rules: LedgerRules, carryover: Carryover | None = None) -> None:
+        """`carryover`: has read its journal, and gets every scope as it is made."""
         self.rules = rules
+        self.carryover = carryover
+        self.records: list[Carried] = []
+        """For the journal; whoever applies a batch takes them."""
         charges = {
             name: "advance"
             for name in rules.organizations
@@ -163,6 +169,9 @@ class Ledger:
         """request_id → what its call has reserved."""
         self._most_clients = SPARE
         """With more of them it is looked which can be forgotten."""
+        if carryover is not None:
+            for scope in self._all_scopes():
+                carryover.watch(scope)
         self._others = rules.clients.get(OTHERS, ClientRules())
         self._limits_clients = any(_limits_something(each) for each in rules.clients.values())
         self._counts = any((each.tokens_per_day, each.money_per_day) != (None, None) for each in rules.clients.values())
@@ -198,6 +207,8 @@ class Ledger:
                 money_per_day=rules.money_per_day,
             )
             found = self.clients[client] = Scope("client", client, limits)
+            if self.carryover is not None:
+                self.carryover.watch(found)
         return found
 
     def scope_of_model(self, target: Target) -> Scope | None:
@@ -309,11 +320,21 @@ class Ledger:
                         measure.window.stamp(entry, now)
                     hold.entries.append((measure, entry))
 
-    def take_slot(self, request_id: str, number: int, provider: str, client: str, now: float, model: str = "") -> None:
+    def cover(self, entries: list[tuple[Measure, Entry]], now: Now) -> bool:
+        """Write ahead what was reserved or corrected; whether its call has to wait until all of `records` are durable."""
+        if self.carryover is None:
+            return False
+        claim = self.carryover.cover(entries, now)
+        self.records += claim.records
+        return claim.waits
+
+    def take_slot(self, request_id: str, number: int, provider: str, client: str, now: Now, model: str = "") -> None:
         """Take a slot of an account, if there is such an account, for work that is no call of ours; it counts as a request."""
         for scope in (self.scope_of_client(client), self.supervisor):
             for measure in () if scope is None else scope.minutes:
-                measure.window.stamp(measure.window.reserve(1), now)
+                entry = measure.window.reserve(1)
+                measure.window.stamp(entry, now.monotonic)
+                self.cover([(measure, entry)], now)
         account = self.accounts.get(provider)
         if account is None:
             return
@@ -324,7 +345,7 @@ class Ledger:
 
     def full_rate(self, client: str, now: Now) -> tuple[Scope, float] | None:
         """What keeps work that does not wait from beginning, the client's own rate or the supervisor's, and until when; or None."""
-        self.forget_idle(now.monotonic)
+        self.forget_idle(now)
         for scope in (self.scope_of_client(client), self.supervisor):
             if scope is not None and scope.minutes and (at := scope.opens_at(now)) > now.monotonic:
                 return scope, at
@@ -350,15 +371,15 @@ class Ledger:
                 if measure.moment == "answer":
                     measure.window.stamp(entry, now)
 
-    def settle(self, request_id: str, outcome: Outcome, usage: Usage | None, now: float) -> None:
-        """The call is over: give back its slot, and what it has not used.
+    def settle(self, request_id: str, outcome: Outcome, usage: Usage | None, now: float) -> list[tuple[Measure, Entry]]:
+        """The call is over: give back its slot, and what it has not used. Returns its entries, for `cover`.
 
         The provider may not know yet that a call in doubt is over, nor even have read it: its slot is kept, and its minute begins, as
         if it had ended `cancel_lag` later.
         """
         hold = self.holds.pop(request_id, None)
         if hold is None:
-            return
+            return []
         until = now + hold.lag if outcome == "doubt" else now
         for scope in hold.scopes:
             del scope.holders[request_id]
@@ -370,6 +391,7 @@ class Ledger:
             self._settle_entries(hold, outcome, usage, now, until)
         if outcome == "used" and usage is not None and hold.target is not None:
             self.reckoning.learn(hold.target, hold.cost.estimate, usage)
+        return hold.entries
 
     def _settle_entries(self, hold: Hold, outcome: Outcome, usage: Usage | None, now: float, until: float) -> None:
         target = hold.target
@@ -396,15 +418,17 @@ class Ledger:
 
     # Clients that come and go.
 
-    def forget_idle(self, now: float) -> None:
+    def forget_idle(self, now: Now) -> None:
         """Where they have become many, forget the clients that used nothing lately: any name may be one.
 
         Not between a look at what limits a request and its reservation: it would be made in what is forgotten.
         """
         if len(self.clients) < self._most_clients:
             return
-        for name in [name for name, scope in self.clients.items() if scope.is_idle(now)]:
-            del self.clients[name]
+        for name in [name for name, scope in self.clients.items() if scope.is_idle(now.monotonic)]:
+            scope = self.clients.pop(name)
+            if self.carryover is not None:
+                self.records += self.carryover.forget(scope, now)
         self._most_clients = 2 * len(self.clients) + SPARE
 
     # For people, and for the audit.

@@ -49,6 +49,7 @@ from callpool.manager.core.events import (
     JobsRecovered,
     JobWatched,
     JournalDown,
+    JournalSlow,
     JournalUp,
     MetricsReset,
     Noted,
@@ -60,8 +61,10 @@ from callpool.manager.core.events import (
     ThreadsAbandoned,
     Tick,
     ToClient,
+    ToJournal,
     ToLane,
     ToWorker,
+    WindowsWritten,
     WorkerDown,
     WorkerUp,
 )
@@ -105,7 +108,7 @@ END_GRACE = 3.0
 """Seconds to wait for a worker's acknowledgement of a cancel before the slot is taken back without it."""
 BYTES_A_TOKEN = 4
 MAX_LOST_ATTEMPTS = 3
-"""Dispatches of one request that may be lost with their worker before the call began."""
+"""Dispatches of one request that may be lost with their workers: with the last it is quarantined, for it may be what kills them."""
 
 _OUTCOME_OF = {
     State.COMPLETED: (Move.COMPLETE, Outcome.COMPLETED, Phase.COMPLETED),
@@ -119,6 +122,7 @@ _STATE_OF_FAULT = {
     "cancelled": State.CANCELLED,
     "interrupted": State.INTERRUPTED,
     "worker_lost": State.INTERRUPTED,
+    "quarantined": State.INTERRUPTED,
 }
 
 _RETRIES = RetryRules()
@@ -143,6 +147,7 @@ class Core:
     """All shared state of the supervisor. Its owner is the service, which calls it under the one lock."""
 
     draining_class = Draining
+    jobs_class = Jobs
 
     def __init__(
         self,
@@ -188,7 +193,7 @@ class Core:
         )
         self.teaching = Teaching(self, draw)
         self.dispatching = Dispatching(self)
-        self.jobs = Jobs(self, journaled=journaled)
+        self.jobs = self.jobs_class(self, journaled=journaled)
         self._sequence = 0
         self._dispatches = 0
         self._handlers: dict[type[Event], Handler] = {
@@ -215,6 +220,8 @@ class Core:
             JobWatched: self.jobs.watched,
             JournalDown: self.jobs.journal_down,
             JournalUp: self.jobs.journal_up,
+            JournalSlow: self._journal_slow,
+            WindowsWritten: self._windows_written,
             DrainAsked: self.draining.asked,
             CutAsked: self.draining.cut_asked,
             Tick: self.tick,
@@ -232,6 +239,9 @@ class Core:
         self.dispatching.pump(now, effects)
         if self.drain is not None:
             self.draining.finish(now, effects)
+        if self.ledger.records:  # before any dispatch that waits for them
+            effects[:0] = map(ToJournal, self.ledger.records)
+            self.ledger.records = []
         return effects
 
     def next_deadline(self) -> float | None:
@@ -242,6 +252,7 @@ class Core:
             self.waits.next(),
             self.attempts.next_due(),
             self.dispatching.next_due(),
+            None if self.ledger.carryover is None else self.ledger.carryover.next_due(),
         ):
             if other is not None and (due is None or other < due):
                 due = other
@@ -315,7 +326,7 @@ class Core:
     def take_session(self, request: Request, now: Now) -> None:
         """Open the session of what is no call, with a slot of its account where it has one. There is room: somebody has looked."""
         number = request.attempt or -request.sequence
-        self.ledger.take_slot(request.request_id, number, request.provider, request.name, now.monotonic, request.model)
+        self.ledger.take_slot(request.request_id, number, request.provider, request.name, now, request.model)
         self.open_session(request, now)
 
     def open_session(self, request: Request, now: Now) -> None:
@@ -373,6 +384,8 @@ class Core:
             if report.tokens is not None:
                 request.tokens = report.tokens
                 self.ledger.expect(request.request_id, report.tokens, now.monotonic)
+                if request.request_id in self.ledger.holds:
+                    self.ledger.cover(self.ledger.holds[request.request_id].entries, now)
         elif type(report) is Finished:
             self._finish(request, report, now, effects)
         elif type(report) is Piece:
@@ -530,7 +543,7 @@ class Core:
                 may_have_begun = request.state is State.PROCESSING or request.worker in self.by_worker
                 outcome = "doubt" if may_have_begun else "unused"
         usage = request.usage if request.outcome is not None else None
-        self.ledger.settle(request.request_id, outcome, usage, now.monotonic)
+        self.ledger.cover(self.ledger.settle(request.request_id, outcome, usage, now.monotonic), now)
         request.outcome = None
         if self.scheduler.any_held:
             self.scheduler.let_go(request.name)
@@ -592,7 +605,12 @@ class Core:
         if request.ending is not None:
             self.end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
         elif request.state is State.PROCESSING:
-            self.end(request, refusals.worker_lost(request, event.worker, event.reason), now, effects)
+            lost = self.attempts.lost(request) + 1
+            fault = refusals.worker_lost(request, event.worker, event.reason)
+            if lost >= MAX_LOST_ATTEMPTS:
+                self.end(request, refusals.quarantined(request, event.worker, event.reason, lost), now, effects)
+            elif not self.attempts.goes_on_after_death(request, fault, now, effects):
+                self.end(request, fault, now, effects)
         elif (
             lost := self.attempts.lost(request) + 1
         ) >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
@@ -625,8 +643,24 @@ class Core:
             else:
                 self.order_end(request, refusals.session_timed_out(request.timeout), now, effects)
         self.lifecycle.forget_old(now)
+        carryover = self.ledger.carryover
+        if carryover is not None and (due := carryover.next_due()) is not None and due <= now.monotonic:
+            self.ledger.records += carryover.lower(now)
         if cuts:
             self.draining.cut(now, effects)
+
+    # What windows must remember.
+
+    def _windows_written(self, event: WindowsWritten, now: Now, _effects: list[Effect]) -> None:
+        carryover = self.ledger.carryover
+        if carryover is not None:
+            carryover.committed(event.number)
+            if carryover.is_down and self.jobs.down is None:  # the disk was slow, and has come back
+                self.ledger.records += carryover.up(now)
+
+    def _journal_slow(self, _event: JournalSlow, _now: Now, _effects: list[Effect]) -> None:
+        if self.ledger.carryover is not None:
+            self.ledger.carryover.down()
 
     # Figures and the log.
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from callpool.manager.core.carried import Carried
 from callpool.manager.core.events import ToClient, ToWorker
+from callpool.manager.core.messages import Done
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits
 
 if TYPE_CHECKING:
@@ -29,16 +31,20 @@ _OVER: Final = frozenset({JobWaits, JobEnded})
 class Batch:
     """Records that are committed together, and what waits for that."""
 
-    __slots__ = ("effects", "records", "waiters")
+    __slots__ = ("effects", "held", "records", "waiters", "windows")
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.windows: list[Carried] = []
+        """What is written ahead of windows: live calls may wait for that, too."""
+        self.held: set[str] = set()
+        """Live requests that do."""
         self.effects: list[Effect] = []
         self.waiters: list[Any] = []
         """Whoever else wants to know; the shell's."""
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.effects or self.waiters)
+        return bool(self.records or self.windows or self.effects or self.waiters)
 
 
 class Undone(NamedTuple):
@@ -67,10 +73,17 @@ class Pending:
         """Of these, what was given up."""
 
     def __len__(self) -> int:
-        return len(self.open.records) + (len(self.flying.records) if self.flying is not None else 0)
+        """Records that are not durable."""
+        return sum(len(batch.records) + len(batch.windows) for batch in self._batches())
 
-    def record(self, record: Record) -> None:
+    def _batches(self) -> list[Batch]:
+        return [self.open] if self.flying is None else [self.flying, self.open]
+
+    def record(self, record: Record | Carried) -> None:
         """This is to be written."""
+        if isinstance(record, Carried):
+            self.open.windows.append(record)
+            return
         if record.request_id in self._behind:
             if type(record) is JobAccepted:
                 raise RuntimeError(f"{record.request_id} is accepted again before its last end is durable")
@@ -81,26 +94,64 @@ class Pending:
 
     def _never_send(self, request_id: str) -> None:
         """Its attempt is over before its worker heard of it, and the worker's number may be another process's by now."""
-        for batch in (self.open, self.flying):
-            if batch is not None:
-                batch.effects = [
-                    each for each in batch.effects if not (type(each) is ToWorker and about(each) == request_id)
-                ]
+        for batch in self._batches():
+            batch.effects = [
+                each for each in batch.effects if not (type(each) is ToWorker and about(each) == request_id)
+            ]
+
+    def worker_down(self, worker: int) -> None:
+        """A worker has ended: what it was to be sent is not for the next one of its number."""
+        for batch in self._batches():
+            batch.effects = [each for each in batch.effects if not (type(each) is ToWorker and each.worker == worker)]
 
     def behind(self, request_id: str) -> Batch | None:
         """What must be durable before anything about this request is done; None where all is."""
         return self._behind.get(request_id)
 
     def defer(self, effect: Effect) -> bool:
-        """Keep an effect back until the records of its request are durable; False where there are none."""
+        """Keep an effect back until the records of its request, and of the windows that it needs, are durable; else False."""
+        if type(effect) is ToWorker and effect.after:
+            return self._defer_for_windows(effect, effect.after)
         if not self._behind:
             return False
         request_id = about(effect)
         batch = None if request_id is None else self._behind.get(request_id)
-        if batch is None:
+        if request_id is None or batch is None:
             return False
+        if type(effect) is ToClient and type(effect.message) is Done:
+            self._never_send(request_id)  # it is over
         batch.effects.append(effect)
         return True
+
+    def _defer_for_windows(self, effect: ToWorker, number: int) -> bool:
+        request_id = about(effect)
+        newest = next(
+            (each for each in reversed(self._batches()) if each.windows and each.windows[0].number <= number), None
+        )
+        behind = None if request_id is None else self._behind.get(request_id)
+        batch = self.open if self.open in (newest, behind) else newest or behind
+        if batch is None or request_id is None:
+            return False
+        if behind is not batch:
+            self._behind[request_id] = batch
+            batch.held.add(request_id)
+        batch.effects.append(effect)
+        return True
+
+    def let_go(self) -> list[Effect]:
+        """What waits for windows alone: the disk takes too long, and live calls go on without it."""
+        effects: list[Effect] = []
+        for batch in self._batches():
+            effects += [each for each in batch.effects if about(each) in batch.held]
+            batch.effects = [each for each in batch.effects if about(each) not in batch.held]
+            self._free(batch)
+        return effects
+
+    def _free(self, batch: Batch) -> None:
+        for request_id in batch.held:
+            if self._behind.get(request_id) is batch:
+                del self._behind[request_id]
+        batch.held.clear()
 
     def fly(self) -> Batch | None:
         """The batch that is to be written now, unless one is on its way or there is nothing."""
@@ -122,6 +173,7 @@ class Pending:
         for record in batch.records:
             if self._behind.get(record.request_id) is batch:
                 del self._behind[record.request_id]
+        self._free(batch)
         return effects
 
     def failed(self, batch: Batch) -> Undone:

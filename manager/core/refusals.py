@@ -432,6 +432,14 @@ def worker_lost(request: Request, worker: int, reason: str) -> Fault:
     return Fault(code="worker_lost", message=message, details=details)
 
 
+def quarantined(request: Request, worker: int, reason: str, lost: int) -> Fault:
+    """Worker after worker died with it."""
+    details: dict[str, Detail] = {"worker": worker, "attempt": request.tries, "lost": lost, "in_doubt": True}
+    message = f"worker {worker} {reason}; {lost} workers died with this request, so it is not called again: it may be what kills them"
+    hint = "look at the workers' deaths in the supervisor's log, and at the request"
+    return Fault(code="quarantined", message=message, hint=hint, details=details)
+
+
 def never_started(request: Request, worker: int, reason: str, lost: int) -> Fault:
     """Worker after worker died before its call began."""
     details: dict[str, Detail] = {"worker": worker, "attempt": request.tries}

@@ -27,6 +27,8 @@ MICRO: Final = 1_000_000
 Moment = Literal["dispatch", "answer", "end"]
 """What stamps an entry: our own sending, the first byte that comes back, the end of the call."""
 ScopeKind = Literal["account", "model", "organization", "client", "supervisor"]
+Key = tuple[str, str, str]
+"""Kind and name of a scope, name of a measure: what a window is called from one run to the next."""
 
 
 class Cost(NamedTuple):
@@ -68,11 +70,12 @@ class Stop(NamedTuple):
 class Measure:
     """One window of a scope, and how calls count in it."""
 
-    __slots__ = ("moment", "name", "what", "window")
+    __slots__ = ("key", "moment", "name", "what", "window")
 
     def __init__(
         self, name: str, what: Literal["requests", "tokens", "money"], limit: int, moment: Moment, *, day: bool
     ) -> None:
+        self.key: Key = ("", "", name)
         self.name = name
         """As in the configuration."""
         self.what = what
@@ -124,6 +127,8 @@ class Scope:
         if limits.money_per_day is not None:
             micros = math.floor(limits.money_per_day * MICRO)
             self.days.append(Measure("money_per_day", "money", micros, "end", day=True))
+        for measure in self.measures():
+            measure.key = (kind, name, measure.name)
         self.measured = any(measure.what != "requests" for measure in self.measures())
         """Whether what a call costs matters here."""
         self.pause = Pause()

@@ -1,7 +1,8 @@
 """Sliding windows: what was used within any so many seconds, with what is still under way counted as used.
 
     reserve ──► under way ──stamp──► ended, counts for `seconds` more ──► forgotten
-                    └──refund──► never was
+                    └──refund──► never was          ▲
+                                  an earlier run ──carry
 
 A provider's window counts arrivals, and what we know of an arrival is only that it lies between our dispatch and the first byte that
 comes back. So an entry counts from its reservation on, and its seconds begin when it is stamped: whatever lies in a window of the
@@ -38,7 +39,7 @@ class Entry:
 class Window:
     """What counts against one limit over time."""
 
-    __slots__ = ("_ended", "_grain", "_seconds", "limit", "under_way", "used")
+    __slots__ = ("_ended", "_grain", "_seconds", "limit", "mark", "taken", "under_way", "used")
 
     def __init__(self, limit: int, seconds: float = MINUTE, *, grain: float = 0.0) -> None:
         self.limit = limit
@@ -46,6 +47,10 @@ class Window:
         """All that counts now, as of the last look."""
         self.under_way = 0
         """Of that, what has not ended."""
+        self.taken = 0
+        """All that was ever reserved, as far as it was not found to be less before it ended. What ends or expires stays in it."""
+        self.mark: float = NEVER
+        """How far `taken` may rise until whoever writes ahead what is taken here (`carryover`) has to look; `NEVER`: nobody does."""
         self._seconds = seconds
         self._grain = grain
         self._ended: deque[Entry] = deque()
@@ -55,7 +60,14 @@ class Window:
         """Count an amount from now on. The caller has looked whether there is room."""
         self.used += amount
         self.under_way += amount
+        self.taken += amount
         return Entry(amount)
+
+    def carry(self, amount: int, expires: float) -> None:
+        """Count what an earlier run has used until then, in monotonic seconds, gathered as all that has ended here."""
+        self.used += amount
+        entry = Entry(amount)
+        self._end(entry, expires)
 
     def correct(self, entry: Entry, amount: int, now: float) -> None:
         """An entry's amount is known better."""
@@ -66,7 +78,11 @@ class Window:
         self.used += change
         if entry.expires is None:
             self.under_way += change
-        elif self._grain:  # it was gathered with others
+            self.taken += change
+            return
+        if change > 0:  # what became less may be written down as ended already: it makes no room there
+            self.taken += change
+        if self._grain:  # it was gathered with others
             next(each for each in reversed(self._ended) if each.expires == entry.expires).amount += change
 
     def stamp(self, entry: Entry, at: float) -> None:
@@ -74,7 +90,9 @@ class Window:
         if entry.expires is not None:
             return
         self.under_way -= entry.amount
-        expires = at + self._seconds
+        self._end(entry, at + self._seconds)
+
+    def _end(self, entry: Entry, expires: float) -> None:
         if self._grain:
             expires = math.ceil(expires / self._grain) * self._grain
         entry.expires = expires
@@ -121,6 +139,25 @@ class Window:
             if excess <= 0:
                 return entry.expires or now
         return NEVER
+
+    def ended(self, grain: float, now: float) -> list[tuple[float, int]]:
+        """(monotonic seconds at which it expires, amount) of all that counts and has ended, in order.
+
+        `grain`: seconds into which ends are gathered, each to the later one; 0 leaves them as they are. O(entries).
+        """
+        self.forget(now)
+        found: list[tuple[float, int]] = []
+        edge, total = -math.inf, 0
+        for entry in self._ended:
+            expires: float = entry.expires  # type: ignore[assignment]  # all of them have ended
+            if expires > edge:
+                if total:
+                    found.append((edge, total))
+                edge, total = math.ceil(expires / grain) * grain if grain else expires, 0
+            total += entry.amount
+        if total:
+            found.append((edge, total))
+        return found
 
     def settled(self, now: float) -> int:
         """What counts and has ended."""

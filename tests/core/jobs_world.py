@@ -155,12 +155,13 @@ class FakeCall:
 class JobsWorld:
     """One life of it, from a seed."""
 
-    def __init__(self, seed: int, *, core: type[Core] = Core) -> None:
+    def __init__(self, seed: int, *, core: type[Core] = Core, pending: type[Pending] = Pending) -> None:
         self.seed = seed
         self.chance = random.Random(seed)
         self.disk = Disk()
         self.time = 1_000.0
         self._core_class = core
+        self._pending_class = pending
         self._lag = self.chance.choice([0.0, 0.5])
         self.numbers = 0
         self.bodies: dict[str, bytes] = {}
@@ -194,7 +195,7 @@ class JobsWorld:
             retry_rules=RetryRules(attempts=ATTEMPTS),
             journaled=True,
         )
-        self.pending = Pending()
+        self.pending = self._pending_class()
         self.down = False
         self.workers: dict[int, list[FakeCall]] = {}
         self.drained = False

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class RefundForgotten(Ledger):
     """What a refused call, or one that never began, had reserved stays reserved as if it had been used."""
 
-    def settle(self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float) -> None:
-        super().settle(request_id, "failed" if outcome == "unused" else outcome, usage, now)
+    def settle(self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float) -> Any:
+        return super().settle(request_id, "failed" if outcome == "unused" else outcome, usage, now)
 
 
 class DoubtRefunded(Core):
@@ -95,10 +95,11 @@ class BudgetNotReserved(Ledger):
 class LagForgotten(Ledger):
     """The slot of a call that we ended is free at once, although its provider may not know yet."""
 
-    def settle(self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float) -> None:
-        super().settle(request_id, outcome, usage, now)
+    def settle(self, request_id: str, outcome: CallOutcome, usage: Usage | None, now: float) -> Any:
+        entries = super().settle(request_id, outcome, usage, now)
         for scope in self._all_scopes():
             scope.lagging.clear()
+        return entries
 
 
 class CutNotApplied(Ledger):

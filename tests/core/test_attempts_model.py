@@ -21,6 +21,7 @@ from callpool.manager.core.events import (
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.machine import MAX_LOST_ATTEMPTS
 from callpool.manager.core.messages import (
     CancelCall,
     Chunk,
@@ -91,6 +92,8 @@ class Story:
     may_be_called: bool = True
     calls_here: int = 0
     lost: int = 0
+    unbegun: int = 0
+    """Of these, before the call began."""
     ended: str | None = None
     attempts: list[int] = field(default_factory=list)
     is_ordered_to_end: bool = False
@@ -288,12 +291,15 @@ class Witness:
             self.up.discard(number)
             for story in self.stories.values():
                 if story.call is not None and story.worker == number:
-                    story.may_be_called = not story.started and not story.is_ordered_to_end
                     story.lost += 1
-                    story.calls_here -= 1
+                    goes_on = (story.in_doubt or not story.started) and story.lost < MAX_LOST_ATTEMPTS
+                    story.may_be_called = goes_on and not story.is_ordered_to_end
                     story.call = None
-                    if not story.started and len(story.attempts) == story.lost:
-                        story.first_call_at = None  # nothing was called yet
+                    if not story.started:
+                        story.calls_here -= 1
+                        story.unbegun += 1
+                        if len(story.attempts) == story.unbegun:
+                            story.first_call_at = None  # nothing was called yet
             self.do(WorkerDown(number, "died"))
 
     def end(self) -> None:

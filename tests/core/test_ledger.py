@@ -168,7 +168,7 @@ def test_against_a_book(script: list[Step]) -> None:  # noqa: C901 - one branch 
                 book.open(f"r{number}", target, client, usage, time)
         elif verb == "slot":
             if ledger.full_account("b", time) is None and ledger.full_rate("y", now(time)) is None:
-                ledger.take_slot(f"s{number}", number, "b", "y", time)
+                ledger.take_slot(f"s{number}", number, "b", "y", now(time))
                 slots[f"s{number}"] = "b", "y"
                 for key, name in ((("supervisor", ""), 9), (("client", "y"), 8)):
                     book.lines.append(
@@ -277,7 +277,7 @@ class TestScopes:
     def test_a_provider_that_is_no_account_reserves_nothing(self) -> None:
         ledger = ledger_of(AccountRules(limits=Limits(concurrency=1)))
         ledger.reserve("r", 1, Target("zz", "m"), "c", NO_COST, 0.0)
-        ledger.take_slot("s", 2, "zz", "c", 0.0)
+        ledger.take_slot("s", 2, "zz", "c", now(0.0))
         ledger.settle("r", "used", None, 0.0)
         assert ledger.holds == {}
         assert ledger.full_account("zz", 0.0) is None
@@ -287,7 +287,7 @@ class TestScopes:
         ledger = ledger_of(AccountRules(limits=Limits(concurrency=1, tokens_per_minute=100)))
         ledger.expect("gone", Usage(5, 5), 0.0)
         ledger.answered("gone", 0.0)
-        ledger.take_slot("held", 1, "a", "c", 0.0)
+        ledger.take_slot("held", 1, "a", "c", now(0.0))
         ledger.expect("held", Usage(5, 5), 0.0)
         ledger.settle("held", "used", Usage(5, 5), 1.0)
         assert ledger.accounts["a"].scope.minutes[0].window.used == 0
@@ -549,7 +549,7 @@ class TestTeaching:
         reserve(ledger, "r1", 1)
         ledger.refuse_rate("r1", A, None, "why", now(1.0), self.draw)
         ledger.settle("r1", "unused", None, 1.0)
-        ledger.take_slot("held", 2, "a", "c", 7.0)
+        ledger.take_slot("held", 2, "a", "c", now(7.0))
         ledger.settle("held", "used", None, 8.0)
         reserve(ledger, "r3", 3, time=20.0)
         ledger.refuse_rate("r3", A, None, "why", now(21.0), self.draw)
@@ -585,7 +585,7 @@ class TestClients:
         ledger.reserve("s", 2, A, "spent", ledger.cost(A, Usage(2, 2)), 0.0)
         ledger.settle("s", "used", Usage(2, 2), 0.0)
         for number in range(5_000):
-            ledger.forget_idle(1.0)
+            ledger.forget_idle(now(1.0))
             ledger.overdrawn(A, Usage(1, 1), f"client{number}", 1.0, answers=True)
         assert len(ledger.clients) < 500
         assert ledger.clients["busy"].active == 1

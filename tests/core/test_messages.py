@@ -28,6 +28,7 @@ WIRE: dict[str, dict[int, list[msgspec.Struct]]] = {
         3: [messages.Ask(1, "status"), messages.Ask(2, "show", {"request_id": "r1", "deep": [1, {"a": None}]})],
         4: [messages.RunFunction("r1", "kimi", "k3", b"\0opaque", b'{"a":1}', 2.5)],
         5: [messages.Note("r1", "RECEIVED", 1.5), messages.Note("r1", "X", 1.5, "session_1", "kimi", "k3", b'{"a":1}')],
+        6: [messages.Attach("r1")],
     },
     "ClientEvent": {
         1: [messages.Accepted("r1", 0)],

@@ -20,23 +20,35 @@ class Model:
 
     def __init__(self) -> None:
         self.entries: dict[Entry, tuple[int, float | None]] = {}
+        self.carried: list[tuple[int, float]] = []
+
+    def all(self) -> list[tuple[int, float | None]]:
+        return [*self.entries.values(), *self.carried]
 
     def used(self, now: float) -> int:
-        return sum(amount for amount, expires in self.entries.values() if expires is None or expires > now)
+        return sum(amount for amount, expires in self.all() if expires is None or expires > now)
 
     def under_way(self) -> int:
         return sum(amount for amount, expires in self.entries.values() if expires is None)
 
+    def ended(self, now: float) -> list[tuple[float, int]]:
+        """What has ended and counts: amounts by their ends."""
+        found: dict[float, int] = {}
+        for amount, expires in self.all():
+            if amount and expires is not None and expires > now:
+                found[expires] = found.get(expires, 0) + amount
+        return sorted(found.items())
+
     def room_at(self, amount: int, now: float) -> float:
         """The first of all the moments at which anything changes."""
-        moments = sorted({now, *(at for _, at in self.entries.values() if at is not None and at > now)})
+        moments = sorted({now, *(at for _, at in self.all() if at is not None and at > now)})
         return next((at for at in moments if self.used(at) + amount <= LIMIT), NEVER)
 
 
 Step = tuple[str, int, int]
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["reserve", "reserve", "stamp", "soon", "refund", "correct", "pass", "look"]),
+        st.sampled_from(["reserve", "reserve", "stamp", "soon", "refund", "correct", "carry", "pass", "look"]),
         st.integers(0, 12),
         st.integers(0, 9),
     ),
@@ -55,6 +67,9 @@ def test_against_a_list(script: list[Step]) -> None:  # noqa: C901 - one branch 
         if verb == "reserve":
             if window.has_room(number, now):
                 model.entries[window.reserve(number)] = number, None
+        elif verb == "carry":
+            window.carry(number, now + 3.0 * which)
+            model.carried.append((number, now + 3.0 * which))
         elif verb == "pass":
             now += number * 7.0
         elif verb == "look":
@@ -77,6 +92,7 @@ def test_against_a_list(script: list[Step]) -> None:  # noqa: C901 - one branch 
         window.forget(now)
         assert (window.used, window.under_way) == (model.used(now), model.under_way())
         assert window.settled(now) == model.used(now) - model.under_way()
+        assert window.ended(0.0, now) == model.ended(now)
     now += MINUTE + 12
     window.forget(now)
     assert window.used == window.under_way == model.under_way()
@@ -149,6 +165,22 @@ def test_a_correction_that_comes_too_late_is_nothing(*, looked: bool) -> None:
 def test_more_than_the_limit_never_fits() -> None:
     assert Window(5).room_at(6, 0.0) == NEVER
     assert not Window(5).has_room(6, 0.0)
+
+
+def test_what_has_ended_can_be_told_in_a_few_sums_that_end_no_sooner() -> None:
+    window = Window(100)
+    for second in range(10):
+        window.stamp(window.reserve(second), float(second))
+    assert window.ended(4.0, 9.0) == [(64.0, 1 + 2 + 3 + 4), (68.0, 5 + 6 + 7 + 8), (72.0, 9)]
+    assert window.ended(4.0, 65.0) == [(68.0, 6 + 7 + 8), (72.0, 9)], "what has expired is not among them"
+
+
+def test_what_is_carried_over_into_a_day_is_gathered_with_the_rest() -> None:
+    window = day()
+    window.carry(3, DAY + 1.0)
+    window.carry(4, DAY + DAY_GRAIN)
+    window.stamp(window.reserve(5), 2.0)
+    assert window.ended(0.0, 2.0) == [(DAY + DAY_GRAIN, 12)]
 
 
 def day() -> Window:

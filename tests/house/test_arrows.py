@@ -54,6 +54,7 @@ ARROWS = {
         "callpool.manager.core.strict",
         "callpool.manager.core.tokens",
         "callpool.manager.errors",
+        "callpool.manager.failpoints",
         "callpool.manager.link",
         "callpool.manager.settings",
         "callpool.manager.wire",
