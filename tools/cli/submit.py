@@ -162,7 +162,7 @@ def _submit_job(begin: Callable[..., Handle], request_id: str, *, detach: bool, 
 
 def print_text(handle: Handle) -> dict[str, Any]:
     """Print an answer's text as it comes, and return the answer. Raises like `Handle.result`."""
-    last, seen = "", False
+    last, seen = "", 0
     try:
         for piece in handle:
             if piece.restart:
@@ -170,13 +170,15 @@ def print_text(handle: Handle) -> dict[str, Any]:
                 terminal.say("callpool: the call failed; another one answers from the start:")
                 last = ""
             terminal.write(terminal.safe(piece))
-            last, seen = piece or last, seen or bool(piece)
+            last, seen = piece or last, seen + len(piece)
     finally:
         if last and not last.endswith("\n"):
             terminal.write("\n")
     answer = handle.result()
     if not seen:  # a job of this id had ended before: what it streamed is over
         write_text(answer)
+    elif handle.fingerprint is not None and seen < len(answer["content"]):
+        terminal.say(f"callpool: it had begun before: `callpool result {handle.request_id}` has the whole answer")
     if not handle.is_from(answer):
         terminal.say(
             f"callpool: answered by {terminal.one_line(answer['provider'])}/{terminal.one_line(answer['model'])}"
