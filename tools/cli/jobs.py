@@ -81,10 +81,14 @@ def resolve(
     """
     if retry == fail:
         raise typer.BadParameter("give exactly one of --retry and --fail", param_hint="'--retry' / '--fail'")
-    if retry and not yes and not _may_pay_twice(request_id):
-        terminal.say("callpool: nothing was changed")
-        return Exit.FAILED
+    ask = retry and not yes
+    if ask:
+        _refuse_unless_somebody_is_there()
     with connect(address) as client:
+        # What is not in doubt is refused below: nobody is asked about it.
+        if ask and client.job(request_id)["state"] == "interrupted" and not _may_pay_twice(request_id):
+            terminal.say("callpool: nothing was changed")
+            return Exit.FAILED
         answer = client.resolve_job(request_id, retry=retry)
     if as_json:
         terminal.write_json(answer)
@@ -111,12 +115,16 @@ def _gather(asked: Client, wanted: int | None, **filters: Any) -> dict[str, Any]
             return {"jobs": rows[:wanted], "counts": counts, "more": more}
 
 
-def _may_pay_twice(request_id: str) -> bool:
-    """Ask. Raises typer.BadParameter where nobody can answer."""
+def _refuse_unless_somebody_is_there() -> None:
+    """Raise typer.BadParameter where nobody can be asked."""
     if not (terminal.is_terminal(sys.stdin) and terminal.is_terminal(sys.stderr)):
         raise typer.BadParameter(
             "needs --yes where nobody can be asked: the call may be paid twice", param_hint="'--retry'"
         )
+
+
+def _may_pay_twice(request_id: str) -> bool:
+    """Ask."""
     sys.stderr.write(f"Call job {terminal.one_line(request_id)} again? It may be paid twice. [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

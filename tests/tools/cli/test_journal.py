@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import callpool as library
+from callpool.manager import job_verbs
 from callpool.manager.exits import Exit
 from callpool.manager.journal_file import closed_journal
 from callpool.tools.cli import job_export, processes, tables
@@ -69,7 +70,11 @@ def kill(pid: int) -> None:
 
 
 def test_jobs_outlive_a_supervisor_and_doubt_is_a_persons_to_resolve(
-    start: Callable[[], int], inside: Run, on_terminal: Callable[..., Any], base_folder: Path
+    start: Callable[[], int],
+    inside: Run,
+    on_terminal: Callable[..., Any],
+    base_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pid = start()
     assert inside("submit", "--durable", *ECHO, "kept", "--request-id", "done-1").stdout == "kept\n"
@@ -90,6 +95,8 @@ def test_jobs_outlive_a_supervisor_and_doubt_is_a_persons_to_resolve(
     assert lines[0]["result"]["content"] == "kept"
     assert lines[0]["request"] is None, "a prompt is dropped with the end"
     assert lines[3]["request"]["payload"]["messages"][0]["content"] == "a secret"
+    monkeypatch.setattr(job_verbs, "PAGE_BYTES", 1)
+    assert len(inside("journal", "export").stdout.splitlines()) == 4, "a page a job"
     target = base_folder / "jobs.jsonl"
     written = inside("journal", "export", "--output", str(target), "--without-results", "--json")
     assert json.loads(written.stdout) == {"path": str(target), "jobs": 4, "bytes": target.stat().st_size}
@@ -138,6 +145,9 @@ def test_jobs_outlive_a_supervisor_and_doubt_is_a_persons_to_resolve(
     assert "job doubt-1 is called again" in text
     failed = inside("jobs", "resolve", "doubt-2", "--fail", "--json")
     assert json.loads(failed.stdout) == {"request_id": "doubt-2", "state": "error"}
+    screen = on_terminal(dict(os.environ), "jobs", "resolve", "doubt-2", "--retry")
+    status, text = screen.rest()
+    assert (status, "[y/N]" in text) == (Exit.FAILED, False), "nobody is asked about what is not in doubt"
     again = inside("jobs", "resolve", "doubt-2", "--fail")
     assert again.returncode == Exit.FAILED
     assert "only one in doubt" in again.stderr
