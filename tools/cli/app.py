@@ -38,7 +38,8 @@ class _ListByDefault(typer.core.TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Name the command that is meant."""
         asks_help = bool(args) and args[0] in _SETTINGS["help_option_names"]
-        if not args or (args[0].startswith("-") and not asks_help):
+        completes = ctx.resilient_parsing and not args  # a shell asks which words may come
+        if not completes and (not args or (args[0].startswith("-") and not asks_help)):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
