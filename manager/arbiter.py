@@ -1,12 +1,19 @@
-"""The life of workers: spawn, watch, replace.
+"""The life of workers: spawn, watch, replace, recycle.
 
 Per worker slot:
 
-    STARTING ──Ready──► UP ──pipe ended and process gone──► DOWN ──back-off──► STARTING
+    STARTING ──Ready──► UP ──pipe ended and process gone──► DOWN ──`core.restarts` says when──► STARTING
         └──────────────────► (the same way down, also when heartbeats stop: dump, then kill)
 
 A death is known when both have happened: the process has exited and has been reaped, and its pipe has been read to the
-end. Only then does the service hear of it, so that no report of the dead is lost. Owner: the event loop's thread.
+end. Only then does the service hear of it, so that no report of the dead is lost.
+
+Where workers are recycled there is one slot more, the spare:
+
+    old: UP ─────────────────────────► RETIRING ──calls end, exits──► SPARE
+    new: SPARE ──► STARTING ──Ready──► UP
+
+Owner: the event loop's thread.
 """
 
 from __future__ import annotations
@@ -16,19 +23,21 @@ import logging
 import random
 import signal
 import socket
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from callpool.manager import wire
-from callpool.manager.children import Child, spawn_with_pipe
-from callpool.manager.core.messages import Heartbeat, Ready, Retire
+from callpool.manager.children import spawn_with_pipe
+from callpool.manager.core.messages import Continues, Finished, Heartbeat, Ready, Retire
 from callpool.manager.core.pools import PoolCounts, total
+from callpool.manager.core.restarts import Failure, Restarts
 from callpool.manager.link import Link
+from callpool.manager.recycling import RECYCLE_AGAIN, RECYCLE_EVERY, RETIRE_GRACE, Limits, Why, choose, resident_bytes
+from callpool.manager.slots import Slot, WorkerEvents, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from callpool.manager.core.messages import Finished, Piece, Started, WorkerOrder
+    from callpool.manager.core.messages import Piece, Started, WorkerOrder
 
 log = logging.getLogger(__name__)
 
@@ -39,79 +48,14 @@ DUMP_GRACE = 1.0
 """Seconds between SIGABRT (which prints where the worker hangs) and SIGKILL."""
 PIPE_GRACE = 0.5
 """Seconds after an exit for the pipe to end by itself; a descendant of the worker may hold it open."""
-BACKOFF_FIRST = 0.1
-BACKOFF_LIMIT = 30.0
-HEALTHY_AFTER = 60.0
-"""Seconds up after which a slot's failures are forgotten."""
+TIMER_LATE = 0.005
+"""Seconds by which a look comes later than what it is for: timers are rounded, and one that is early would look in vain."""
 OWN_GAP = 2.0
 """Seconds late of our own check from which we, not the workers, were asleep: their clocks start again."""
 
 
-class WorkerState(StrEnum):
-    """Where a worker slot is."""
-
-    STARTING = "starting"
-    UP = "up"
-    STUCK = "stuck"
-    DOWN = "down"
-    STOPPED = "stopped"
-
-
-class WorkerEvents(Protocol):
-    """What the arbiter tells the service."""
-
-    def worker_up(self, worker: int) -> None:
-        """This worker can make calls."""
-
-    def worker_down(self, worker: int, reason: str) -> None:
-        """This worker has ended, and its pipe was read to the end."""
-
-    def handle_reports(self, worker: int, reports: Iterable[Started | Piece | Finished]) -> None:
-        """What a worker says of its calls."""
-
-
-class Slot:
-    """One worker's place: the process that fills it now, and what happened to those before."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.state = WorkerState.DOWN
-        self.child: Child | None = None
-        self.exit_reason: str | None = None
-        """How the child has exited; None while it lives. The worker is gone only when its pipe is empty as well."""
-        self.link: Link | None = None
-        self.restarts = 0
-        self.failures = 0
-        """Deaths in a row without `HEALTHY_AFTER` seconds up between them: decides the back-off."""
-        self.spawned_at = 0.0
-        self.heard_at = 0.0
-        self.loop_delay = 0.0
-        self.pools: dict[str, PoolCounts] = {}
-        """Provider → what this worker's connections had come to at its last heartbeat."""
-        self.last_reason = ""
-        self.timers: list[asyncio.TimerHandle] = []
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, or None between two processes."""
-        return self.child.pid if self.child is not None else None
-
-    def describe(self) -> dict[str, Any]:
-        """The row of this worker in `status`."""
-        return {
-            "id": self.number,
-            "pid": self.pid,
-            "state": self.state.value,
-            "restarts": self.restarts,
-            "loop_delay_seconds": self.loop_delay,
-            "last_death": self.last_reason or None,
-        }
-
-    def cancel_timers(self) -> None:
-        """Forget every planned step."""
-        for timer in self.timers:
-            timer.cancel()
-        self.timers.clear()
+_CALLS_ENDED = frozenset({Finished, Continues})
+_NO_LIMITS = Limits()
 
 
 class Arbiter:
@@ -126,9 +70,17 @@ class Arbiter:
         arguments: Callable[[int, socket.socket], Sequence[Any]],
         heartbeat_interval: float,
         greet: Callable[[int], Iterable[WorkerOrder]] = lambda _worker: (),
+        limits: Limits = _NO_LIMITS,
+        draw: Callable[[], float] = random.random,
     ) -> None:
-        """`target(*arguments(worker, pipe))` runs in each worker; `greet(worker)` are the orders that it gets first."""
-        self.slots = [Slot(number) for number in range(count)]
+        """`target(*arguments(worker, pipe))` runs in each worker; `greet(worker)` are the orders that it gets first.
+
+        `limits` say when workers are recycled. `draw` gives numbers from 0 to below 1, for the jitter of restarts.
+        """
+        self.slots = [Slot(number, spare=number >= count) for number in range(count + limits.any)]
+        self.restarts = Restarts(draw)
+        self.recycled = dict.fromkeys(Why, 0)
+        """How often workers were recycled, by reason."""
         self._events = events
         self._target = target
         self._arguments = arguments
@@ -139,13 +91,22 @@ class Arbiter:
         """What the connections of workers that are gone had come to."""
         self._watch: asyncio.TimerHandle | None = None
         self._watch_due = 0.0
+        self._next_start: asyncio.TimerHandle | None = None
+        self._limits = limits
+        self._recycling: tuple[Slot, Slot, Why] | None = None
+        """(the old worker, the new one, why) until the old one has gone."""
+        self._recycle_at = 0.0
+        """When the next recycling may begin."""
+        self._was_ready = False
+        self._said_trouble = False
         self._stopping = False
         self._ended = asyncio.Event()
 
     def start(self) -> None:
         """Spawn every worker and begin to watch."""
         for slot in self.slots:
-            self._spawn(slot)
+            if not slot.spare:
+                self._spawn(slot)
         self._plan_watch()
 
     def send(self, worker: int, order: WorkerOrder) -> None:
@@ -167,8 +128,20 @@ class Arbiter:
                 slot.link.send(order)
 
     def describe(self) -> list[dict[str, Any]]:
-        """The rows of `status`."""
-        return [slot.describe() for slot in self.slots]
+        """The rows of `status`: each worker that is there or will be, and what retires or takes over."""
+        return [slot.describe() for slot in self.slots if slot.state is not WorkerState.SPARE]
+
+    def describe_supervision(self) -> dict[str, Any]:
+        """What `status` and the metrics say of restarts and recyclings, over all workers."""
+        condition = self.restarts.condition(self._loop.time())
+        return {
+            "state": "degraded" if condition.is_in_trouble else "steady",
+            "cause": condition.cause or None,
+            "deaths_last_minute": condition.deaths,
+            "boot_failures": self.restarts.failed[Failure.BOOT],
+            "run_failures": self.restarts.failed[Failure.RUN],
+            "recycled": {why.value: count for why, count in self.recycled.items()},
+        }
 
     def describe_pools(self) -> dict[str, dict[str, Any]]:
         """Provider → what the connections to it have come to, with those of each worker that is there under `workers`."""
@@ -186,14 +159,15 @@ class Arbiter:
     async def stop(self, *, grace: float) -> None:
         """Let every worker go: retire it, and kill what is left after `grace` seconds. Returns when all have been reaped."""
         self._stopping = True
-        if self._watch is not None:
-            self._watch.cancel()
+        for timer in (self._watch, self._next_start):
+            if timer is not None:
+                timer.cancel()
         for slot in self.slots:
             slot.cancel_timers()
             if slot.link is not None:
                 slot.link.send(Retire())
             if slot.child is None:
-                slot.state = WorkerState.STOPPED
+                slot.state = WorkerState.SPARE if slot.spare else WorkerState.STOPPED
             else:
                 slot.timers.append(self._loop.call_later(grace, slot.child.kill))
         self._check_all_ended()
@@ -202,6 +176,7 @@ class Arbiter:
     # Spawning.
 
     def _spawn(self, slot: Slot) -> None:
+        self.restarts.started(slot.number, self._loop.time())
         try:
             ours, slot.child = spawn_with_pipe(
                 self._target,
@@ -211,10 +186,9 @@ class Arbiter:
             )
         except OSError as error:
             log.error("cannot spawn worker %s: %s", slot.number, error)  # noqa: TRY400 - the system's fault, not the code's
-            self._plan_respawn(slot, f"could not be spawned: {error}")
+            self._died(slot, f"could not be spawned: {error}")
             return
-        slot.state, slot.exit_reason = WorkerState.STARTING, None
-        slot.spawned_at = slot.heard_at = self._loop.time()
+        slot.begin(self._loop.time())
         slot.link = Link(
             ours,
             wire.worker_reports,
@@ -231,12 +205,23 @@ class Arbiter:
             if type(report) is Heartbeat:
                 slot.loop_delay, slot.pools = report.delay, report.pools
             elif type(report) is Ready:
-                slot.state = WorkerState.UP
-                self._events.worker_up(slot.number)
+                self._on_ready(slot)
             else:
+                slot.calls += type(report) in _CALLS_ENDED
                 calls.append(report)
         if calls:
             self._events.handle_reports(slot.number, calls)
+
+    def _on_ready(self, slot: Slot) -> None:
+        if slot.state is not WorkerState.STARTING:
+            return  # it was too late, and is being ended
+        slot.state = WorkerState.UP
+        self._was_ready = True
+        self.restarts.ready(slot.number, self._loop.time())
+        self._events.worker_up(slot.number)
+        if self._recycling is not None and self._recycling[1] is slot and self._recycling[0].state is WorkerState.UP:
+            self._take_over(*self._recycling)  # else the old one is being ended, and its death comes to the same
+        self._look_for_starts()  # a proof may have begun
 
     # Watching.
 
@@ -252,11 +237,25 @@ class Arbiter:
                 slot.heard_at = now
         for slot in self.slots:
             silent = now - slot.heard_at
-            if slot.state is WorkerState.UP and silent > MISSED_HEARTBEATS * self._interval:
+            beats = slot.state is WorkerState.UP or (slot.state is WorkerState.RETIRING and not self._leaves(slot, now))
+            if beats and silent > MISSED_HEARTBEATS * self._interval:
                 self._end_stuck(slot, f"did not give a heartbeat for {silent:.1f} s")
             elif slot.state is WorkerState.STARTING and silent > START_DEADLINE:
                 self._end_stuck(slot, f"was not ready after {silent:.1f} s")
+        if self._limits.any and not self._stopping:
+            self._look_for_recycling(now)
         self._plan_watch()
+
+    def _leaves(self, slot: Slot, now: float) -> bool:
+        """Whether the last call of one that retires has ended: it closes its connections, and beats no more."""
+        if not self._events.worker_is_idle(slot.number):
+            return False
+        if slot.idle_since is None:
+            slot.idle_since = now
+        elif now - slot.idle_since > RETIRE_GRACE and slot.child is not None:
+            log.warning("worker %s (pid %s) has no call and does not go: killed", slot.number, slot.pid)
+            slot.child.kill()
+        return True
 
     def _end_stuck(self, slot: Slot, reason: str) -> None:
         """Have it print where it hangs (faulthandler), then kill it. Stopped processes only know the second."""
@@ -295,28 +294,113 @@ class Arbiter:
             past = self._past_pools.get(provider, PoolCounts())
             self._past_pools[provider] = total([past, counts.ended()])
         slot.pools = {}
+        planned = slot.state is WorkerState.RETIRING and self._events.worker_is_idle(slot.number)
         self._events.worker_down(slot.number, reason)
         if self._stopping:
             slot.state = WorkerState.STOPPED
             self._check_all_ended()
-            return
-        log.warning("worker %s %s", slot.number, reason)
-        self._plan_respawn(slot, reason)
+        elif planned:
+            self._recycled(slot)
+        else:
+            self._died(slot, reason)
 
-    def _plan_respawn(self, slot: Slot, reason: str) -> None:
-        up_for = self._loop.time() - slot.spawned_at
-        slot.failures = 1 if up_for >= HEALTHY_AFTER else slot.failures + 1
-        slot.restarts += 1
-        slot.state = WorkerState.DOWN
+    def _died(self, slot: Slot, reason: str) -> None:
+        """What was not planned: the pool has a worker less until the next start, but for what was to go anyway."""
+        now = self._loop.time()
         slot.last_reason = reason
-        ceiling = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2 ** (slot.failures - 1))
-        delay = random.uniform(0.0, ceiling)  # noqa: S311 - jitter, not a secret
-        slot.timers.append(self._loop.call_later(delay, self._respawn, slot))
+        slot.last_failure = failure = self.restarts.died(slot.number, reason, now)
+        slot.state = WorkerState.DOWN
+        slot.restarts += not slot.spare
+        if self._recycling is not None:
+            self._call_off(slot, *self._recycling)
+        if slot.spare:
+            self.restarts.left(slot.number)
+            slot.state = WorkerState.SPARE
+        wait = self.restarts.starts_in(slot.number, now)
+        follows = "its place is taken" if wait is None else f"the next start in {wait:.1f} s at the earliest"
+        log.warning("worker %s %s (%s failure): %s", slot.number, reason, failure, follows)
+        self._say_if_in_trouble(now)
+        if not self._was_ready and self.restarts.is_in_trouble and not self.restarts.any_lives:
+            self._events.start_failed(self.restarts.condition(now).cause)
+        self._look_for_starts()
 
-    def _respawn(self, slot: Slot) -> None:
-        slot.timers.clear()
-        if not self._stopping:
-            self._spawn(slot)
+    # Starting those who wait.
+
+    def _look_for_starts(self) -> None:
+        """Start what may start now, and look again when more may."""
+        if self._stopping:
+            return
+        now = self._loop.time()
+        while (number := self.restarts.next_start(now)) is not None:
+            self._spawn(self.slots[number])
+        self._say_if_in_trouble(now)
+        if self._next_start is not None:
+            self._next_start.cancel()
+        due = self.restarts.next_due(now)
+        wait = None if due is None else max(0.0, due - now) + TIMER_LATE
+        self._next_start = None if wait is None else self._loop.call_later(wait, self._look_for_starts)
+
+    def _say_if_in_trouble(self, now: float) -> None:
+        condition = self.restarts.condition(now)
+        if condition.is_in_trouble and not self._said_trouble:
+            log.error(
+                "workers die too fast: %s in the last minute, the last one: %s", condition.deaths, condition.cause
+            )
+        elif self._said_trouble and not condition.is_in_trouble:
+            log.info("workers stay up again")
+        self._said_trouble = condition.is_in_trouble
+
+    # Recycling.
+
+    def _look_for_recycling(self, now: float) -> None:
+        """At the pace of heartbeats: measure, and begin to replace the worker that is furthest beyond its limits."""
+        serving = [slot for slot in self.slots if not slot.spare]
+        if self._limits.memory:
+            for slot in serving:
+                if slot.state is WorkerState.UP and slot.pid is not None:
+                    slot.measured(resident_bytes(slot.pid))
+        spare = next((slot for slot in self.slots if slot.state is WorkerState.SPARE), None)
+        all_up = all(slot.state is WorkerState.UP for slot in serving)
+        if spare is None or not all_up or now < self._recycle_at:
+            return
+        if self.restarts.is_in_trouble or self._events.is_draining:
+            return
+        chosen = choose(serving, self._limits)
+        if chosen is None:
+            return
+        old, why = serving[chosen[0]], chosen[1]
+        self._recycling = old, spare, why
+        self._recycle_at = now + RECYCLE_EVERY
+        self._spawn(spare)
+
+    def _take_over(self, old: Slot, new: Slot, why: Why) -> None:
+        """The new worker is ready, and the old one may go: its calls end, new ones go elsewhere."""
+        log.info("worker %s (pid %s) has had enough %s: worker %s takes over", old.number, old.pid, why, new.number)
+        new.take_place_of(old)
+        old.state = WorkerState.RETIRING
+        self._events.worker_retiring(old.number)
+        self.send(old.number, Retire())
+
+    def _recycled(self, slot: Slot) -> None:
+        """One that retired has gone, and was replaced before."""
+        if self._recycling is not None:
+            _old, new, why = self._recycling
+            self.recycled[why] += 1
+            new.recycled += 1
+            new.last_recycled = why
+        self._recycling = None
+        self.restarts.left(slot.number)
+        slot.state = WorkerState.SPARE
+
+    def _call_off(self, dead: Slot, old: Slot, new: Slot, _why: Why) -> None:
+        """One of the two has died. If it was the new one, the old one goes on; if it was the old one, the new one is for it."""
+        if dead is new and new.spare:
+            self._recycling = None
+            self._recycle_at = self._loop.time() + RECYCLE_AGAIN
+        elif dead is old:
+            self._recycling = None
+            if not old.spare:
+                new.take_place_of(old)
 
     def _check_all_ended(self) -> None:
         if all(slot.child is None for slot in self.slots):

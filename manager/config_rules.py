@@ -243,6 +243,8 @@ SUPERVISOR_RULES: Final[dict[str, Rule]] = {
     "max_queued_bytes": _whole(1, 2**40),
     "shutdown_timeout": _seconds(),
     "heartbeat_interval": _seconds(),
+    "max_calls_per_worker": _whole(0, 10**9),
+    "max_worker_memory": _whole(0, 2**40),
     "max_connections": _whole(1, 100_000),
     "history_requests": _whole(1, 1_000_000),
     "history_bytes": _whole(65_536, 2**40),
@@ -268,6 +270,7 @@ JOURNAL_RULES: Final[dict[str, Rule]] = {
 }
 RETENTION_RULES: Final[dict[str, Rule]] = {
     "result_days": _amount(least=0.0001, most=3_650),
+    "history_days": _amount(least=0.0001, most=3_650),
 }
 PROVIDER_RULES: Final[dict[str, Rule]] = {
     "kind": one_of(KINDS, "kind of provider"),

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from callpool.manager.arbiter import HEALTHY_AFTER, WorkerState
+from callpool.manager.core.restarts import INTENSITY, PROBE_EVERY, PROVEN_AFTER, WINDOW
+from callpool.manager.slots import WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,7 @@ def judge(facts: Facts) -> Health:
         _loop_p99(facts.loop),
         _loop_last(facts.loop),
         *_workers(facts.surroundings),
+        _restarts(facts.surroundings),
         *_local_providers(facts),
         _descriptors(facts.surroundings.process),
         _memory(facts.surroundings.process),
@@ -151,8 +153,18 @@ def _worker_problems(worker: WorkerFacts, silence_limit: float) -> Iterator[str]
         yield f"gave no heartbeat for {worker.silent:.1f} s"
     if up and worker.loop_delay > WORKER_LOOP_DELAY:
         yield f"its event loop was {worker.loop_delay:.1f} s late"
-    if worker.failures >= CRASH_LOOP and worker.spawned_ago < HEALTHY_AFTER:
+    if worker.failures >= CRASH_LOOP and worker.spawned_ago < PROVEN_AFTER:
         yield f"it died {worker.failures} times in a row"
+
+
+def _restarts(around: Surroundings) -> _Found:
+    """The pool as one: whether its workers die faster than they may be replaced."""
+    pool = around.restarts
+    died = f"{pool.deaths} workers died in the last {WINDOW:.0f} s, {pool.boot_failures} of them before they were ready"
+    message = f"{died}; the last one: {pool.cause}" if pool.deaths else "no worker died in the last minute"
+    if pool.is_in_trouble:
+        message = f"workers die too fast, one is tried every {PROBE_EVERY:.0f} s: {died}; the last one: {pool.cause}"
+    return _found("restarts", pool.deaths, INTENSITY, "deaths", message, "degraded" if pool.is_in_trouble else None)
 
 
 def _local_providers(facts: Facts) -> Iterator[_Found]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from callpool.manager.core.restarts import Condition
 from callpool.manager.core.states import ACTIVE
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Deaths in a row."""
     spawned_ago: float
     last_death: str | None
+    """How, and whether it had been ready."""
 
 
 class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +61,8 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: list[WorkerFacts]
     heartbeat_interval: float
+    restarts: Condition
+    """How the pool of workers fares."""
     local_providers: dict[str, bool]
     """Each provider of kind `local`: whether its model server is up."""
     process: ProcessFacts

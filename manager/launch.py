@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     from callpool.manager.settings import Settings
 
-READY_DEADLINE = 30.0
-"""Seconds from the start of a supervisor to its word that it is ready."""
+READY_DEADLINE = 35.0
+"""Seconds from the start of a supervisor to its word that it is ready. A worker that hangs in its start is made to show where after
+30 s (`arbiter.START_DEADLINE`): that is then among the last words."""
 LAST_WORDS = 2000
 """Bytes of the log's end that a failed start shows."""
 

@@ -11,9 +11,9 @@ import random
 import socket
 from typing import TYPE_CHECKING, Any
 
-from callpool.manager.arbiter import BACKOFF_FIRST, BACKOFF_LIMIT, HEALTHY_AFTER
 from callpool.manager.children import Child, spawn_with_pipe
 from callpool.manager.core.messages import Endpoint
+from callpool.manager.core.restarts import HEALTHY_AFTER, backoff_ceiling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,8 +151,7 @@ class ModelHost:
         closed = f"its model server {reason} and is being restarted"
         log.warning("provider %s: %s", self.provider, closed)
         self._on_closed(self.provider, closed)
-        ceiling = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2 ** (self._failures - 1))
-        delay = random.uniform(0.0, ceiling)  # noqa: S311 - jitter, not a secret
+        delay = random.uniform(0.0, backoff_ceiling(self._failures))  # noqa: S311 - jitter, not a secret
         self._timers.append(self._loop.call_later(delay, self.start))
 
     def _too_slow(self) -> None:

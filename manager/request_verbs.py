@@ -42,6 +42,9 @@ class Descriptions(Protocol):
     def describe_workers(self) -> list[dict[str, Any]]:
         """What `status` says of each worker, without its active calls."""
 
+    def describe_supervision(self) -> dict[str, Any]:
+        """What `status` and the metrics say of restarts and recyclings, over all workers."""
+
     def describe_pools(self) -> dict[str, dict[str, Any]]:
         """Provider → what `status` and the metrics say of the connections to it."""
 
@@ -228,6 +231,7 @@ class RequestVerbs:
             "address": self._address,
             "uptime_seconds": time.monotonic() - self._started,
             "workers": workers,
+            "supervision": self._outlets.describe_supervision(),
             "model_servers": model_servers,
             "function_lane": self._outlets.describe_lane(),
             "journal": None if self._journal is None else self._journal.describe(),

@@ -53,6 +53,7 @@ from callpool.manager.core.events import (
     ToWorker,
     WindowsWritten,
     WorkerDown,
+    WorkerRetiring,
     WorkerUp,
 )
 from callpool.manager.core.messages import (
@@ -73,6 +74,7 @@ from callpool.manager.core.messages import (
 from callpool.manager.core.requests import Now
 from callpool.manager.errors import BadInput, FunctionsRefused, JournalUnavailable, ProtocolError, from_fault
 from callpool.manager.health_facts import inconsistencies, survey_pool
+from callpool.manager.history import History
 from callpool.manager.job_verbs import JobVerbs
 from callpool.manager.journal import Journal
 from callpool.manager.measured_lock import MeasuredLock
@@ -173,6 +175,7 @@ class Service:
         self._later: set[asyncio.Task[None]] = set()
         """Submits that wait for the disk."""
         self.journal = None if store is None else Journal(store, self, keep_seconds=keep_seconds)
+        self._history: History | None = None
         self._requests = RequestVerbs(self, outlets, address=address, journal=self.journal)
         self._jobs = JobVerbs(self, self.journal, outlets)
         self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[Caller, Any], Any]]] = {
@@ -194,6 +197,18 @@ class Service:
     def recover(self, jobs: list[Job], last_attempt: int) -> None:
         """Take up what earlier runs have left; before the first worker is up."""
         self.apply([JobsRecovered(jobs, last_attempt)])
+
+    def begin_history(self, totals: dict[str, int], *, days: float) -> None:
+        """Go on with the totals of earlier runs, and write down what becomes of sessions."""
+        if self.journal is None:
+            raise RuntimeError("history is kept in the journal")
+        self._history = History(self, self.journal, days=days)
+        with self._lock:
+            self._core.sessions.writes_history = True
+            self._core.sessions.lifetime.update(
+                {name: count for name, count in totals.items() if name in self._core.sessions.lifetime}
+            )
+        self._history.start()
 
     def perform(self, effects: Sequence[Effect]) -> None:
         """Do what waited for records that are durable now."""
@@ -260,6 +275,15 @@ class Service:
     def worker_up(self, worker: int) -> None:
         """A worker can make calls."""
         self.apply([WorkerUp(worker)])
+
+    def worker_retiring(self, worker: int) -> None:
+        """A worker ends when its calls have: no new ones for it."""
+        self.apply([WorkerRetiring(worker)])
+
+    def worker_is_idle(self, worker: int) -> bool:
+        """Whether no request is with this worker."""
+        with self._lock:
+            return not self._core.by_worker.get(worker)
 
     def worker_down(self, worker: int, reason: str) -> None:
         """A worker has ended and its pipe is empty."""
@@ -418,6 +442,8 @@ class Service:
         """No more ticks: the supervisor ends."""
         self.own_metrics.stop()
         self._reconciler.cancel()
+        if self._history is not None:
+            self._history.stop()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -502,6 +528,7 @@ class Service:
             "accounts": accounts,
             "clients": clients,
             "connections": self._outlets.describe_pools(),
+            "workers": self._outlets.describe_supervision(),
             "reconciliation": dict(self._reconciled),
         }
 

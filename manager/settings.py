@@ -150,6 +150,10 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Seconds that a drain waits for active requests."""
     heartbeat_interval: float = 1.0
     """Seconds between a worker's heartbeats; three missed ones end the worker."""
+    max_calls_per_worker: int = 0
+    """Calls after which a worker is replaced by a new one when it has time; 0 is never, as workers keep nothing between calls."""
+    max_worker_memory: int = 0
+    """Bytes of resident memory at which the same is done; 0 is never."""
     max_connections: int = 1_024
     """Client connections at once."""
     history_requests: int = 2_000
@@ -226,6 +230,8 @@ class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     result_days: float = 7.0
     """Days after its end in which a job, and its result, can be asked for."""
+    history_days: float = 30.0
+    """Days after its end in which a session can be asked for; without a journal none is kept over a restart."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

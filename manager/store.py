@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -28,7 +28,7 @@ from callpool.manager.private import open_private_dir, open_private_file
 from callpool.manager.store_schema import APPLICATION_ID, MIGRATIONS, MOVE_COLUMNS, SCHEMA, VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from callpool.manager.core.records import Record
@@ -58,6 +58,19 @@ _INSERTS: Final = {
     rows: f"INSERT INTO moves VALUES {','.join([_PLACES] * rows)}"  # noqa: S608 - no text of anybody's
     for rows in range(1, STATEMENT_ROWS + 1)
 }
+
+
+class Past(NamedTuple):
+    """What became of a session. Times are seconds since the epoch."""
+
+    session_id: str
+    request_id: str
+    provider: str
+    model: str
+    state: str
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
 
 
 class Store:
@@ -329,6 +342,57 @@ class Store:
         with _explained(self.path):
             for row in self._database.execute(sql, values):
                 yield _job(row)
+
+    # History.
+
+    def write_history(self, rows: Sequence[Past], totals: Mapping[str, int]) -> None:
+        """Note what became of sessions, and the totals over all runs. All or nothing."""
+        database = self._database
+        with _explained(self.path):
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                for start in range(0, len(rows), STATEMENT_ROWS):
+                    part = rows[start : start + STATEMENT_ROWS]
+                    database.execute(
+                        f"INSERT OR REPLACE INTO history VALUES {','.join(['(?,?,?,?,?,?,?,?)'] * len(part))}",  # noqa: S608
+                        [value for row in part for value in row],
+                    )
+                for name, count in totals.items():
+                    database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (f"lifetime_{name}", count))
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                raise
+
+    def begin_history(self, now: float) -> dict[str, int]:
+        """A new run begins, at this wall-clock second: what lived in the last one was interrupted. Returns the totals until now."""
+        with _explained(self.path):
+            self._database.execute(
+                "UPDATE history SET state = 'interrupted', ended_at = ? WHERE ended_at IS NULL", (now,)
+            )
+            rows = self._database.execute("SELECT name, value FROM facts WHERE name LIKE 'lifetime_%'").fetchall()
+        return {name.removeprefix("lifetime_"): value for name, value in rows}
+
+    def past(self, request_id: str) -> Past | None:
+        """The last session of a request of any run, or None."""
+        with _explained(self.path):
+            row = self._database.execute(
+                "SELECT session_id, request_id, provider, model, state, created_at, started_at, ended_at FROM history "
+                "WHERE request_id = ? ORDER BY created_at DESC LIMIT 1",
+                (request_id,),
+            ).fetchone()
+        return None if row is None else Past(*row)
+
+    def sweep_history(self, ended_before: float) -> int:
+        """Forget some sessions that ended before this wall-clock second; returns how many."""
+        with _explained(self.path):
+            done = self._database.execute(
+                "DELETE FROM history WHERE session_id IN "
+                "(SELECT session_id FROM history WHERE ended_at < ? ORDER BY ended_at LIMIT ?)",
+                (ended_before, SWEEP_ROWS),
+            )
+        return done.rowcount
 
     # Housekeeping.
 

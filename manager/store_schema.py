@@ -62,6 +62,18 @@ CREATE TABLE payloads (number INTEGER PRIMARY KEY, submit BLOB NOT NULL, next BL
 CREATE TABLE windows (
     kind TEXT NOT NULL, name TEXT NOT NULL, measure TEXT NOT NULL, record BLOB NOT NULL, PRIMARY KEY (kind, name, measure)
 ) WITHOUT ROWID;
+CREATE TABLE history (
+    session_id TEXT PRIMARY KEY,
+    request_id TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    state TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    started_at REAL,
+    ended_at REAL
+) WITHOUT ROWID;
+CREATE INDEX history_of_requests ON history (request_id);
+CREATE INDEX ended_sessions ON history (ended_at);
 CREATE TABLE results (number INTEGER PRIMARY KEY, body BLOB NOT NULL);
 
 CREATE TRIGGER forgotten AFTER DELETE ON jobs BEGIN

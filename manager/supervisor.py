@@ -28,7 +28,7 @@ from callpool.manager.composition import build_core, model_options, open_store
 from callpool.manager.core.lifecycle import as_line
 from callpool.manager.core.messages import Endpoint
 from callpool.manager.core.windows import DAY
-from callpool.manager.errors import CallpoolError
+from callpool.manager.errors import CallpoolError, StartFailed
 from callpool.manager.exits import Exit
 from callpool.manager.function_lane import FunctionLane
 from callpool.manager.health_facts import Surroundings, WorkerFacts, observe_process
@@ -37,6 +37,7 @@ from callpool.manager.lifecycle_file import LifecycleFile
 from callpool.manager.model_host import ModelHost
 from callpool.manager.peers import open_pidfd
 from callpool.manager.private import write_private_file
+from callpool.manager.recycling import Limits
 from callpool.manager.server import ManagerServer
 from callpool.manager.service import Service, read_clocks
 from callpool.workers.boot import SecretsFile, WorkerBoot
@@ -78,6 +79,8 @@ class Supervisor:
         self._report: DrainReport | None = None
         self._drain_waiters: list[asyncio.Future[dict[str, Any]]] = []
         self._signals = 0
+        self._start_failure: str | None = None
+        """Why no worker gets ready, where that is so from the start."""
         self.was_ready = False
         """Whether it ever accepted requests."""
         self._watched: list[int] = []
@@ -120,6 +123,10 @@ class Supervisor:
             arguments=self._worker_arguments,
             heartbeat_interval=self._settings.supervisor.heartbeat_interval,
             greet=self._endpoints,
+            limits=Limits(
+                calls=self._settings.supervisor.max_calls_per_worker,
+                memory=self._settings.supervisor.max_worker_memory,
+            ),
         )
         self.model_hosts = [
             ModelHost(
@@ -136,6 +143,8 @@ class Supervisor:
     def _recover(self, store: Store) -> None:
         """Take up the jobs of earlier runs: they wait until the first worker is up."""
         began = time.monotonic()
+        now = read_clocks()
+        self.service.begin_history(store.begin_history(now.wall), days=self._settings.retention.history_days)
         jobs = store.unfinished()
         failpoints.hit("recovery.read")
         self.service.recover(jobs, store.last_attempt())
@@ -144,7 +153,7 @@ class Supervisor:
             log.info("%d jobs of earlier runs were taken up in %.2f s", len(jobs), time.monotonic() - began)
 
     async def run(self) -> Exit:
-        """Serve until drained. Returns the exit status."""
+        """Serve until drained. Returns the exit status. Raises StartFailed where no worker ever gets ready."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._on_signal, signum)
         self._watch_owner()
@@ -158,6 +167,9 @@ class Supervisor:
         self.server.listen(Path(self._boot.socket))
         await self._finished.wait()
         await self._close()
+        if self._start_failure is not None:
+            hint = "what it printed stands in the supervisor's log"
+            raise StartFailed(f"no worker gets ready: {self._start_failure}", hint=hint)
         return Exit.OK
 
     async def _close(self) -> None:
@@ -235,6 +247,10 @@ class Supervisor:
         """The workers' rows of `status`."""
         return self.arbiter.describe()
 
+    def describe_supervision(self) -> dict[str, Any]:
+        """Restarts and recyclings, over all workers."""
+        return self.arbiter.describe_supervision()
+
     def describe_pools(self) -> dict[str, dict[str, Any]]:
         """The connections to each provider."""
         return self.arbiter.describe_pools()
@@ -256,12 +272,14 @@ class Supervisor:
                     silent=now - slot.heard_at,
                     loop_delay=slot.loop_delay,
                     restarts=slot.restarts,
-                    failures=slot.failures,
+                    failures=self.arbiter.restarts.failures(slot.number, now),
                     spawned_ago=now - slot.spawned_at,
-                    last_death=slot.last_reason or None,
+                    last_death=slot.last_death,
                 )
                 for slot in self.arbiter.slots
+                if not slot.spare
             ],
+            restarts=self.arbiter.restarts.condition(now),
             heartbeat_interval=self._settings.supervisor.heartbeat_interval,
             local_providers={
                 name: name in ready for name, provider in self._settings.providers.items() if provider.kind == "local"
@@ -289,9 +307,27 @@ class Supervisor:
             self.was_ready = True
             self._on_ready(self._boot.socket)
 
+    def worker_retiring(self, worker: int) -> None:
+        """A worker ends when its calls have."""
+        self.service.worker_retiring(worker)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self.service.is_draining
+
+    def worker_is_idle(self, worker: int) -> bool:
+        """Whether no request is with this worker."""
+        return self.service.worker_is_idle(worker)
+
     def worker_down(self, worker: int, reason: str) -> None:
         """A worker has ended."""
         self.service.worker_down(worker, reason)
+
+    def start_failed(self, cause: str) -> None:
+        """What is wrong now will be wrong in a minute: whoever starts the supervisor is to know it at once."""
+        self._start_failure = cause
+        self._finished.set()
 
     def handle_reports(self, worker: int, reports: Iterable[Any]) -> None:
         """What a worker says of its calls."""

@@ -1,7 +1,7 @@
 """From the queue to the workers: who goes, when, and to which worker.
 
-A request goes when the pool has a session, its account and everything else that limits it have room, and some worker is up. It takes
-all of that in one step, or nothing.
+A request goes when the pool has a session, its account and everything else that limits it have room, and some worker is up that does
+not retire. It takes all of that in one step, or nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Dispatching:
             return
         admission.begin(now)
         scheduler.release(now.monotonic)  # also where nothing can go: what is due must not stay due
-        while core.by_worker and core.sessions.has_room and len(scheduler) and admission.any_open():
+        while core.has_worker and core.sessions.has_room and len(scheduler) and admission.any_open():
             request = scheduler.next(admission, now.monotonic)
             if request is None:
                 return
@@ -118,17 +118,28 @@ class Dispatching:
         effects.append(ToWorker(worker, order, after))
 
     def _worker_for(self, request: Request) -> int:
-        """The worker of its conversation, as long as that has room; else the least loaded one."""
-        by_worker = self._core.by_worker
+        """The worker of its conversation, as long as that has room; else the least loaded one.
+
+        A request that has lost a worker may be what killed it: its next worker gets nobody else as long as there is another one.
+        """
+        core = self._core
+        by_worker, retiring, suspects = core.by_worker, core.retiring, core.suspects
+        avoided = retiring | suspects.keys() if suspects else retiring
+        if len(avoided) == len(by_worker):
+            avoided = retiring
         worker, load = -1, -1
         for number, held in by_worker.items():
-            if load < 0 or len(held) < load:
+            if (load < 0 or len(held) < load) and number not in avoided:
                 worker, load = number, len(held)
+        if request.route is not None and request.route.tried and core.attempts.lost(request):
+            suspects.setdefault(worker, request.request_id)
+            return worker
         if request.affinity is None:
             return worker
         key = (request.provider, request.affinity)
         last = self._workers.pop(key, None)
-        if last is not None and last in by_worker and len(by_worker[last]) <= 2 * load + MAX_LEAN:
+        stays = last is not None and last in by_worker and last not in avoided
+        if last is not None and stays and len(by_worker[last]) <= 2 * load + MAX_LEAN:
             worker = last
         self._workers[key] = worker
         if len(self._workers) > MAX_AFFINITIES:
@@ -176,7 +187,7 @@ class Dispatching:
         if account is None:
             return None
         most = core.sessions.max_concurrent
-        room = most - core.sessions.active if core.by_worker else 0
+        room = most - core.sessions.active if core.has_worker else 0
         wait = self.forecast.wait(account, position, most, room, now.monotonic)
         for scope in filter(None, (account.scope, account.organization)):
             more = self.forecast.wait_in(scope, provider, position, NO_COST, now)

@@ -122,6 +122,12 @@ class WorkerUp(_Event, frozen=True):
     worker: int
 
 
+class WorkerRetiring(_Event, frozen=True):
+    """A worker is to end when its calls have: it gets no new ones, and keeps those that it has. `WorkerDown` follows."""
+
+    worker: int
+
+
 class WorkerDown(_Event, frozen=True):
     """A worker has ended, and everything it ever sent has been applied."""
 
@@ -230,6 +236,7 @@ Event = (
     | ClientGone
     | ClientJoined
     | WorkerUp
+    | WorkerRetiring
     | WorkerDown
     | Reported
     | AccountClosed

@@ -66,6 +66,7 @@ from callpool.manager.core.events import (
     ToWorker,
     WindowsWritten,
     WorkerDown,
+    WorkerRetiring,
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
@@ -176,6 +177,10 @@ class Core:
         self.by_client: dict[str, set[str]] = {}
         self.by_worker: dict[int, set[str]] = {}
         """worker → requests dispatched to it; a worker that is not here gets nothing."""
+        self.retiring: set[int] = set()
+        """Those of `by_worker` that keep what they have and get nothing more."""
+        self.suspects: dict[int, str] = {}
+        """worker → the request that it has to itself, because another worker died with it."""
         self.places = Places(scheduler)
         self.abandoned: dict[str, int] = {}
         """holder → its threads that still work although their session timed out."""
@@ -211,6 +216,7 @@ class Core:
             ClientJoined: self._client_joined,
             ClientGone: self._client_gone,
             WorkerUp: self._worker_up,
+            WorkerRetiring: self._worker_retiring,
             WorkerDown: self._worker_down,
             AccountClosed: self._account_closed,
             AccountResumed: self.teaching.resumed,
@@ -549,6 +555,8 @@ class Core:
             self.scheduler.let_go(request.name)
         if request.worker in self.by_worker:
             self.by_worker[request.worker].discard(request.request_id)
+            if self.suspects and self.suspects.get(request.worker) == request.request_id:
+                del self.suspects[request.worker]
 
     def order_end(self, request: Request, fault: Fault, now: Now, effects: list[Effect]) -> None:
         """End a request wherever it is: at once if it waits, through its worker if it is active."""
@@ -592,11 +600,22 @@ class Core:
 
     # Workers and accounts.
 
+    @property
+    def has_worker(self) -> bool:
+        """Whether any worker takes calls."""
+        return len(self.by_worker) > len(self.retiring)
+
     def _worker_up(self, event: WorkerUp, _now: Now, _effects: list[Effect]) -> None:
         self.by_worker.setdefault(event.worker, set())
 
+    def _worker_retiring(self, event: WorkerRetiring, _now: Now, _effects: list[Effect]) -> None:
+        if event.worker in self.by_worker:  # else it is down, and a later one in its place is a new one
+            self.retiring.add(event.worker)
+
     def _worker_down(self, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
         held = self.by_worker.pop(event.worker, set())
+        self.retiring.discard(event.worker)
+        self.suspects.pop(event.worker, None)
         for request in sorted((self.requests[request_id] for request_id in held), key=lambda each: each.sequence):
             self._lose(request, event, now, effects)
 

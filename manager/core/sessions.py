@@ -7,12 +7,15 @@ The names of the statistics and the texts of the refusals are fixed: clients and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.metrics import Histogram, Rate, Tally
 from callpool.manager.core.refusals import capacity_full
 from callpool.manager.core.states import Word
+
+MAX_NEWS: Final = 10_000
+"""Sessions whose news wait for whoever writes history: those beyond it are counted, not kept."""
 
 
 class Outcome(Word):
@@ -90,6 +93,13 @@ class SessionTable:
         self.creations = Rate()
         self.completions = Rate()
         self.by_provider = Tally()
+        self.lifetime: dict[str, int] = dict.fromkeys(("created", "completed", "timeout", "error"), 0)
+        """What earlier runs have counted."""
+        self.writes_history = False
+        """Whether somebody takes the news."""
+        self._news: dict[str, Session] = {}
+        """session_id → session that has begun or ended since they were taken."""
+        self.forgotten_news = 0
 
     @property
     def has_room(self) -> bool:
@@ -128,7 +138,20 @@ class SessionTable:
         self.created += 1
         self.creations.add(now)
         self._take(session)
+        if self.writes_history:
+            self._tell(session)
         return session
+
+    def take_news(self) -> list[Session]:
+        """Sessions that have begun or ended since the last call, each once."""
+        news, self._news = self._news, {}
+        return list(news.values())
+
+    def _tell(self, session: Session) -> None:
+        if len(self._news) < MAX_NEWS or session.session_id in self._news:
+            self._news[session.session_id] = session
+        else:
+            self.forgotten_news += 1
 
     def suspend(self, session: Session) -> None:
         """Give the lease back while the request waits again; the session lives on and counts once."""
@@ -155,6 +178,8 @@ class SessionTable:
         self.durations.add(session.duration(now))
         self.completions.add(now)
         self.by_provider.add(session.provider, outcome.value)
+        if self.writes_history:
+            self._tell(session)
 
     def _take(self, session: Session) -> None:
         self.active += 1
@@ -178,6 +203,17 @@ class SessionTable:
         for rate in (self.creations, self.completions):
             rate.clear(now)
         self.by_provider.clear()
+        self.lifetime = dict.fromkeys(self.lifetime, 0)
+
+    def lifetime_totals(self) -> dict[str, int]:
+        """Sessions created and ended in all runs since the counters were zeroed."""
+        now = {
+            "created": self.created,
+            "completed": self.ended[Outcome.COMPLETED],
+            "timeout": self.ended[Outcome.TIMEOUT],
+            "error": self.ended[Outcome.ERROR],
+        }
+        return {name: self.lifetime[name] + count for name, count in now.items()}
 
     def statistics(self, *, shutdown_requested: bool) -> dict[str, int | float | bool]:
         """The statistics of the contract, by its names. O(live) for `metrics_drift` alone, which audits every charge."""
@@ -191,10 +227,7 @@ class SessionTable:
             "total_sessions_error": ended[Outcome.ERROR],
             "total_sessions_cancelled": ended[Outcome.CANCELLED],
             "total_sessions_interrupted": ended[Outcome.INTERRUPTED],
-            "lifetime_total_created": self.created,
-            "lifetime_total_completed": ended[Outcome.COMPLETED],
-            "lifetime_total_timeout": ended[Outcome.TIMEOUT],
-            "lifetime_total_error": ended[Outcome.ERROR],
+            **{f"lifetime_total_{name}": count for name, count in self.lifetime_totals().items()},
             "active_sessions": self.active,
             "completed_sessions": ended[Outcome.COMPLETED],
             "error_sessions": ended[Outcome.ERROR],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from hypothesis import settings
 
+from callpool.manager.core.carryover import Carryover
 from callpool.manager.core.catalogue import Catalogue, ProviderEntry, Timeouts
 from callpool.manager.core.circuits import CircuitRules
 from callpool.manager.core.events import Effect, Event, Reported, Submitted, ToClient, ToWorker, WorkerUp
@@ -51,6 +52,7 @@ def make_core(
     timeouts: Mapping[str, Timeouts] | None = None,
     rules: LedgerRules | None = None,
     journaled: bool = False,
+    carryover: Carryover | None = None,
 ) -> Core:
     """A core with one model `m` on every account, and an account `keyless` that cannot serve. Chance is always a half.
 
@@ -70,7 +72,8 @@ def make_core(
     )
     given = rules or LedgerRules()
     bare = {name: AccountRules(limits=Limits(concurrency=limit)) for name, limit in {**limits, "keyless": 1}.items()}
-    books = ledger(msgspec.structs.replace(given, accounts={**bare, **given.accounts}))
+    allowed = msgspec.structs.replace(given, accounts={**bare, **given.accounts})
+    books = ledger(allowed) if carryover is None else ledger(allowed, carryover)
     return core(
         catalogue=Catalogue(providers=entries, max_metadata_size=max_metadata, max_payload_size=max_payload),
         sessions=sessions(max_concurrent=pool, max_metadata_bytes=max_metadata),

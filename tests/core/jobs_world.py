@@ -6,12 +6,15 @@ calls a provider has seen. Each broken promise is an assertion with the seed in 
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
 from typing import Any
 
 import msgspec
 
+from callpool.manager.core.carried import Carried
+from callpool.manager.core.carryover import Carryover
 from callpool.manager.core.events import (
     CancelAsked,
     ClientGone,
@@ -26,6 +29,7 @@ from callpool.manager.core.events import (
     JobsRecovered,
     JobWatched,
     JournalDown,
+    JournalSlow,
     JournalUp,
     Reported,
     Submitted,
@@ -33,6 +37,7 @@ from callpool.manager.core.events import (
     ToClient,
     ToJournal,
     ToWorker,
+    WindowsWritten,
     WorkerDown,
     WorkerUp,
 )
@@ -72,13 +77,15 @@ class Disk:
 
     def __init__(self) -> None:
         self.rows: dict[str, Job] = {}
+        self.windows: dict[Any, Carried] = {}
         self.history: dict[str, list[str]] = {}
         """request_id → each state that was ever recorded, in order."""
         self._number = 0
 
-    def write(self, records: list[Record]) -> None:
+    def write(self, records: list[Record], windows: list[Carried]) -> None:
         for record in records:
             self._write(record)
+        self.windows.update({each.key: each for each in windows})
 
     def _write(self, record: Record) -> None:
         rows, key = self.rows, record.request_id
@@ -150,6 +157,7 @@ class FakeCall:
     def __init__(self, order: Dispatch) -> None:
         self.order = order
         self.started = False
+        self.arrived = 0.0
 
 
 class JobsWorld:
@@ -163,6 +171,10 @@ class JobsWorld:
         self._core_class = core
         self._pending_class = pending
         self._lag = self.chance.choice([0.0, 0.5])
+        self.rpm = self.chance.choice([None, 4, 12, 40])
+        self.arrivals: dict[str, list[float]] = {"a": [], "b": []}
+        self.may_exceed = False
+        """Whether a crash has taken what nobody could write down: the disk had failed, or was slow."""
         self.numbers = 0
         self.bodies: dict[str, bytes] = {}
         """request_id → the payload that it was first accepted with."""
@@ -182,10 +194,15 @@ class JobsWorld:
     def boot(self) -> None:
         rules = LedgerRules(
             accounts={
-                name: AccountRules(limits=Limits(concurrency=slots), counting=Counting(cancel_lag=self._lag))
+                name: AccountRules(
+                    limits=Limits(concurrency=slots, requests_per_minute=self.rpm),
+                    counting=Counting(cancel_lag=self._lag),
+                )
                 for name, slots in (("a", 2), ("b", 1))
             }
         )
+        carryover = Carryover(boot="b", lag=max(0.5, self._lag))
+        restored = carryover.restore(sorted(self.disk.windows.values(), key=lambda each: each.number), self.now)
         self.core = make_core(
             core=self._core_class,
             pool=3,
@@ -194,9 +211,11 @@ class JobsWorld:
             rules=rules,
             retry_rules=RetryRules(attempts=ATTEMPTS),
             journaled=True,
+            carryover=carryover,
         )
+        self.core.ledger.records += restored
         self.pending = self._pending_class()
-        self.down = False
+        self.down = self.slow = False
         self.workers: dict[int, list[FakeCall]] = {}
         self.drained = False
         jobs = [job for job in sorted(self.disk.rows.values(), key=lambda each: each.number) if job.ended_at is None]
@@ -207,9 +226,10 @@ class JobsWorld:
     def crash(self) -> None:
         """Everything in memory is gone; what was on its way to the disk has come there, or not."""
         self.seen["crash"] += 1
+        self.may_exceed |= self.down or self.slow
         flying = self.pending.flying
         if flying is not None and self.chance.random() < 0.5:
-            self.disk.write(self.new_to_the_disk(flying))
+            self.disk.write(self.new_to_the_disk(flying), flying.windows)
         for calls in self.workers.values():
             for call in calls:
                 self.lose(call)
@@ -225,7 +245,7 @@ class JobsWorld:
 
     def apply(self, *events: Event) -> Any:
         answer = None
-        for effect in self.core.apply_batch(list(events), Now(self.time, self.time)):
+        for effect in self.core.apply_batch(list(events), self.now):
             if type(effect) is ToJournal:
                 self.pending.record(effect.record)
             elif not self.pending.defer(effect):
@@ -233,8 +253,12 @@ class JobsWorld:
         assert inconsistencies(self.core_facts()) == [], self.seed
         return answer
 
+    @property
+    def now(self) -> Now:
+        return Now(self.time, self.time)
+
     def core_facts(self) -> Any:
-        return survey_pool(self.core, Now(self.time, self.time))
+        return survey_pool(self.core, self.now)
 
     def perform(self, effect: Effect) -> Any:
         if type(effect) is ToWorker:
@@ -294,8 +318,11 @@ class JobsWorld:
         if batch is None:
             return
         known = self.known(batch)
-        self.disk.write(self.new_to_the_disk(batch))
+        self.disk.write(self.new_to_the_disk(batch), batch.windows)
         effects = self.pending.committed(batch, known)
+        if batch.windows or self.slow:
+            self.slow = False
+            self.apply(WindowsWritten(batch.windows[-1].number if batch.windows else 0))
         if known:
             self.seen["known"] += len(known)
             self.apply(*(JobKnown(key, job) for key, job in known.items()))
@@ -312,14 +339,26 @@ class JobsWorld:
         self.seen["disk failed"] += 1
         if self.chance.random() < 0.3:
             self.seen["disk lied"] += 1
-            self.disk.write(self.new_to_the_disk(batch))
+            self.disk.write(self.new_to_the_disk(batch), batch.windows)
         undone = self.pending.failed(batch)
-        self.down = True
+        self.down, self.slow = True, False
         self.seen["refused"] += len(undone.refused)
         self.seen["unstarted"] += len(undone.unstarted)
         self.apply(JournalDown(FULL, undone.refused, undone.unstarted))
         for effect in undone.at_once:
             self.perform(effect)
+
+    def is_slow(self) -> None:
+        """The disk takes its time: live calls go on."""
+        if self.down:
+            return
+        self.pending.fly()
+        if self.pending.flying is not None and self.chance.random() < 0.2:
+            self.slow = True
+            self.seen["slow"] += 1
+            self.apply(JournalSlow())
+            for effect in self.pending.let_go():
+                self.perform(effect)
 
     def recover_disk(self) -> None:
         if not self.down:
@@ -337,7 +376,8 @@ class JobsWorld:
             return
         steps = (
             [self.submit] * 6 + [self.commit] * 8 + [self.work] * 12 + [self.pass_time] * 3 + [self.worker_comes] * 2
-            + [self.worker_dies, self.cancel, self.leave, self.watch, self.fail, self.recover_disk, self.recover_disk]
+            + [self.worker_dies, self.cancel, self.leave, self.watch, self.fail, self.is_slow]
+            + [self.recover_disk] * 2
         )  # fmt: skip
         draw = self.chance.random()
         if draw < 0.01:
@@ -393,7 +433,7 @@ class JobsWorld:
             if draw < 0.1:
                 self.report_end(worker, call, Fault(code="bad_input", message="no"))
                 return
-            call.started = True
+            call.started, call.arrived = True, self.time
             self.provider_sees(order)
             self.apply(Reported(worker, Started(order.request_id, order.attempt)))
         elif draw < 0.2 and order.stream:
@@ -411,7 +451,15 @@ class JobsWorld:
             self.report_end(worker, call, None)
 
     def provider_sees(self, order: Dispatch) -> None:
-        key = order.request_id
+        key, seen = order.request_id, self.arrivals[order.provider]
+        live = self.core.requests.get(key)
+        if (
+            live is not None and live.attempt == order.attempt
+        ):  # else it was given up long ago, by a worker that hears nothing
+            seen.append(self.time)
+        if self.rpm is not None and not self.may_exceed:
+            within = sum(self.time - 60.0 < each for each in seen)
+            assert within <= self.rpm, f"{self.seed}: {within} calls of {order.provider} in a minute"
         if key not in self.bodies:
             return
         self.calls[key] += 1
@@ -424,6 +472,9 @@ class JobsWorld:
     def report_end(self, worker: int, call: FakeCall, fault: Fault | None) -> None:
         self.workers[worker].remove(call)
         order = call.order
+        if fault is RATE_LIMITED:  # a refused call counts nowhere
+            with contextlib.suppress(ValueError):  # of a call that was given up it was not noted
+                self.arrivals[order.provider].remove(call.arrived)
         if call.started and fault is not None and fault.code in IN_DOUBT:
             self.doubts.add(order.request_id)
         body = None if fault else b"answer to " + order.payload
@@ -438,6 +489,7 @@ class JobsWorld:
     def worker_dies(self) -> None:
         if self.workers:
             number = self.chance.choice(list(self.workers))
+            self.pending.worker_down(number)
             for call in self.workers.pop(number):
                 self.lose(call)
             self.apply(WorkerDown(number, "was killed"))
@@ -490,7 +542,7 @@ class JobsWorld:
             for worker, calls in list(self.workers.items()):
                 for call in list(calls):
                     if not call.started:
-                        call.started = True
+                        call.started, call.arrived = True, self.time
                         self.provider_sees(call.order)
                         self.apply(Reported(worker, Started(call.order.request_id, call.order.attempt)))
                     elif call in self.workers[worker]:
@@ -519,4 +571,7 @@ class JobsWorld:
         assert not self.core.ledger.holds
         assert not self.core.sessions.live
         assert len(self.core.scheduler) == 0
-        assert self.core.next_deadline() is None
+        due = self.core.next_deadline()
+        carryover = self.core.ledger.carryover
+        assert carryover is not None
+        assert due in (None, carryover.next_due()), f"{self.seed}: nothing is left, and it wakes for something"

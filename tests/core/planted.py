@@ -129,6 +129,56 @@ class DispatchesToTheDead(Core):
         self.by_worker[event.worker] = set()
 
 
+class _ChoosesAnybody(Dispatching):
+    def _worker_for(self, request: Request) -> int:
+        core = self._core
+        retiring, core.retiring = core.retiring, set()
+        try:
+            return super()._worker_for(request)
+        finally:
+            core.retiring = retiring
+
+
+class DispatchesToTheRetiring(Core):
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.dispatching = _ChoosesAnybody(self)
+
+
+class CountsTheRetiring(Core):
+    """A queue moves on although everybody who is there retires."""
+
+    @property
+    def has_worker(self) -> bool:
+        return bool(self.by_worker)
+
+
+class _LeansOnTheRetiring(Dispatching):
+    def _worker_for(self, request: Request) -> int:
+        key = (request.provider, request.affinity or "")
+        last = self._workers.get(key)
+        chosen = super()._worker_for(request)
+        if last is not None and last in self._core.retiring:
+            self._workers[key] = last
+            return last
+        return chosen
+
+
+class FollowsAffinityToTheRetiring(Core):
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.dispatching = _LeansOnTheRetiring(self)
+
+
+class RetirementForgotten(Core):
+    """A new worker in the place of one that retired is taken for it."""
+
+    def _worker_down(self, event: WorkerDown, now: Now, effects: list[Effect]) -> None:
+        retiring = set(self.retiring)
+        super()._worker_down(event, now, effects)
+        self.retiring |= retiring & {event.worker}
+
+
 class CallsAgain(Core):
     """A call that had started is made again when its worker dies: paid twice, silently."""
 
@@ -296,6 +346,10 @@ _plant("counters", sessions=CountsTwice)
 _plant("metadata", sessions=BytesKeptOnSuspend)
 _plant("sessions", "missed_wakeup", sessions=LeaseKeptOnSuspend)
 _plant("dead_worker", "workers", core=DispatchesToTheDead)
+_plant("retiring_worker", core=DispatchesToTheRetiring)
+_plant("KeyError", core=CountsTheRetiring)
+_plant("retiring_worker", core=FollowsAffinityToTheRetiring)
+_plant("missed_wakeup", "workers", core=RetirementForgotten)
 _plant("end_ignored", core=CallsAgain)
 _plant("drain_report", core=DrainForgetsTheQueue)
 _plant("drain_report", "stuck", core=DrainWaitsForEver)

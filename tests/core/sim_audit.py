@@ -51,6 +51,7 @@ def _requests(core: Core, witness: Witness) -> None:
 
 def _holdings(core: Core, witness: Witness) -> None:
     _agree("workers", "requests by worker", core.by_worker, witness.up)
+    _agree("workers", "those that retire", core.retiring, witness.retiring)
     for name, account in core.ledger.accounts.items():
         if account.holders != witness.held.get(name, set()):
             raise Violation("slots", f"account {name} is held by {account.holders}, must be {witness.held.get(name)}")

@@ -14,6 +14,7 @@ from callpool.manager.core.events import (
     DrainAsked,
     Submitted,
     Tick,
+    WorkerRetiring,
     WorkerUp,
 )
 from callpool.manager.core.limits import PRIORITIES, Usage
@@ -118,6 +119,8 @@ class Books:
         """account → the requests that wait for it, in order of arrival."""
         self.waiting_bytes = 0
         self.up: dict[int, set[str]] = {}
+        self.retiring: set[int] = set()
+        """Those of `up` that may get nothing more."""
         self.closed: set[str] = set()
         self.ended: Counter[str] = Counter()
         """Ends of requests that held a session, by state."""
@@ -216,8 +219,8 @@ class Books:
     def note(self, event: Event, now: float) -> None:
         """Note what an event entitles the core to do: who may be ended, who may be dispatched to."""
         match event:
-            case WorkerUp(worker):
-                self.up.setdefault(worker, set())
+            case WorkerUp() | WorkerRetiring():
+                self._note_worker(event)
             case AccountClosed(account, reason):
                 (self.closed.discard if reason is None else self.closed.add)(account)
             case CancelAsked(client, request_id):
@@ -234,6 +237,14 @@ class Books:
                 self._cut_if_due(now)
             case Tick():
                 self._cut_if_due(now)
+
+    def _note_worker(self, event: WorkerUp | WorkerRetiring) -> None:
+        worker = event.worker
+        if type(event) is WorkerUp:
+            self.up.setdefault(worker, set())
+        elif worker in self.up:
+            self.retiring.add(worker)
+            self.seen["retired busy"] += bool(self.up[worker])
 
     def _note_drain(self, now: float, timeout: float) -> None:
         if self.drain_deadline is not None:

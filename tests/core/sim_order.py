@@ -203,7 +203,7 @@ class Order:
         books, limits = self._books, self._limits
         if self._pairs:
             self._prune()
-        if not books.up or books.active >= books.pool:
+        if not books.up.keys() - books.retiring or books.active >= books.pool:
             return
         if limits.supervisor is not None and not limits.supervisor.opens(now):
             return

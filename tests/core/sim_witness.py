@@ -251,6 +251,9 @@ class Witness(LimitJudge):
     def _lost(self, event: WorkerDown, effects: list[Effect], now: float) -> None:
         """A worker is down: what it held has ended in these effects, or waits again and may be dispatched in them."""
         held = self.up.pop(event.worker, set())
+        if event.worker in self.retiring:
+            self.retiring.discard(event.worker)
+            self.seen["lost while retiring" if held else "retired"] += 1
         for found in sorted((self.live[request_id] for request_id in held), key=lambda each: each.number):
             request_id = found.submit.request_id
             self.limits.settle(request_id, "doubt" if found.started else "unused", None, now)
@@ -298,6 +301,8 @@ class Witness(LimitJudge):
         left = found.timeout if found.deadline is None else found.deadline - now
         if not 0.0 < order.timeout <= left + 1e-6:
             raise Violation("wrong_timeout", f"{order}: {left} s are left for {found}")
+        if worker in self.retiring:
+            raise Violation("retiring_worker", f"{order} to worker {worker}, which retires")
         self._turns.going(found, now)
         self._within_limits(found, now)
         self.hold(found, worker, order, now)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.limits import Usage
-from callpool.manager.core.messages import CancelCall, Continues, Dispatch, Finished, Piece, Started
+from callpool.manager.core.messages import CancelCall, Continues, Dispatch, Finished, Piece, Retire, Started
 
 if TYPE_CHECKING:
     import random
@@ -115,6 +115,7 @@ class FakeWorker:
     def __init__(self, number: int, net: Net) -> None:
         self.number = number
         self.alive = True
+        self.retiring = False
         self.inbox: deque[WorkerOrder] = deque()
         self.outbox: deque[tuple[Report, bytes]] = deque()
         """(report, payload of the call that it is about): the payload is for the witness, the core never sees it."""
@@ -145,6 +146,15 @@ class FakeWorker:
                 if (call.order.request_id, call.order.attempt) == (order.request_id, order.attempt) and not call.deaf:
                     self._finish(call, says("cancelled"))
                     return
+        elif type(order) is Retire:
+            self.retiring = True
+            self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        """One that retires ends with its last call, in order: its reports are all in the pipe."""
+        if self.retiring and not self.calls:
+            self.alive = False
+            self.inbox.clear()
 
     def work(self, *, trouble: float) -> bytes | None:
         """Let one call make a step. Returns its payload if the step was to contact the provider: money is spent."""
@@ -199,6 +209,7 @@ class FakeWorker:
             usage = self._net.bill(order.payload).usage if told else None
             self._net.ends(order, by_us=by_us, forgiven=fault is not None and not by_us and code != "broken_answer")
         self._report(call, Finished(order.request_id, order.attempt, body, fault, usage))
+        self._leave_if_done()
 
     def _report(self, call: FakeCall, report: Report) -> None:
         self.outbox.append((report, call.order.payload))

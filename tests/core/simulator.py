@@ -34,10 +34,11 @@ from callpool.manager.core.events import (
     DrainAsked,
     Submitted,
     Tick,
+    WorkerRetiring,
     WorkerUp,
 )
 from callpool.manager.core.limits import PRIORITIES, Usage
-from callpool.manager.core.messages import Submit
+from callpool.manager.core.messages import Retire, Submit
 from callpool.manager.core.requests import Now
 
 from .sim_audit import audit_rest
@@ -100,11 +101,13 @@ class Simulator(Shell):
         self.actions: list[Callable[[], None]] = [
             self._submit, self._carry_order, self._work, self._carry_report, self._pass_time,
             self._cancel, self._client_dies, self._notice_client, self._worker_dies, self._worker_comes,
-            self._toggle_account, self._resume, self._drain, self._cut,
+            self._toggle_account, self._resume, self._drain, self._cut, self._worker_retires,
         ]  # fmt: skip
         rare = (3, 1, 2, 2, 3, 1, 2 if self.trouble else 0.3, 0.3, 0.15)
         often = (8, 14, 24, 22, 4) if self.calm else (10, 10, 12, 12, 4)
         weights = [*often, *(weight * (0.5 if self.calm else 2.0) * chance.random() ** 2 for weight in rare)]
+        # In a third of the lives workers retire. The others draw from chance what they drew before there was such a thing.
+        weights.append(0.0 if seed % 3 else 3.0)
         self.weights = list(accumulate(weights))
 
     def run(self) -> Witness:
@@ -214,11 +217,22 @@ class Simulator(Shell):
         return workers[self._pick(len(workers))] if workers else None
 
     def _worker_comes(self) -> None:
-        if len(self.workers) < 3:
+        if len(self.workers) < 3 or not self._has_able_worker():
             number = 1 if 1 not in self.workers and self.chance.random() < 0.5 else self.numbers + 1
             self.numbers = max(self.numbers, number)
             self.workers[number] = FakeWorker(number, self)
             self.apply(WorkerUp(number))
+
+    def _has_able_worker(self) -> bool:
+        return any(worker.alive and worker.number not in self.witness.retiring for worker in self.workers.values())
+
+    def _worker_retires(self) -> None:
+        """Any one, in any state: one that is down already, or told before, too; orders may still be in its pipe."""
+        worker = self._some_worker()
+        if worker is not None:
+            self.apply(WorkerRetiring(worker.number))
+            if worker.alive:
+                worker.inbox.append(Retire())
 
     def _worker_dies(self) -> None:
         worker = self._some_worker()
@@ -296,7 +310,7 @@ class Simulator(Shell):
         for worker in list(self.workers.values()):
             while not worker.alive and worker.number in self.workers:
                 self.read(worker)
-        while not self.workers:
+        while not self._has_able_worker():
             self._worker_comes()
         for account in self.accounts:
             if self.witness.limits.is_stopped(account, self.now):
@@ -317,6 +331,9 @@ class Simulator(Shell):
             moved |= len(worker.outbox) > before
             while worker.outbox:
                 self.read(worker)
+            if not worker.alive and worker.number in self.workers:
+                self.read(worker)  # it retired
+                moved = True
         return moved
 
     def _finish(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from pathlib import Path
 
 from callpool.manager import wire
 from callpool.manager.core.messages import Finished, Heartbeat, Ready
@@ -30,6 +31,51 @@ def good(pipe: socket.socket) -> None:
 def dies_at_once(_pipe: socket.socket) -> None:
     """A fault at import, a missing library."""
     os._exit(3)
+
+
+def ill_while(pipe: socket.socket, cause: str) -> None:
+    """Dies of a fault at import as long as a file is there, and is well afterwards."""
+    if Path(cause).exists():
+        raise ImportError("no module of that name")
+    good(pipe)
+
+
+def worn_out(pipe: socket.socket) -> None:
+    """Has ended five calls as soon as it is ready; beats until it is spoken to, then goes."""
+    _say(pipe, Ready(os.getpid()), *(Finished(f"r{number}", 1) for number in range(5)))
+    _beat_until_told(pipe)
+
+
+def worn_out_unless(pipe: socket.socket, cause: str) -> None:
+    """The same, unless a file keeps it from starting."""
+    if Path(cause).exists():
+        os._exit(3)
+    worn_out(pipe)
+
+
+def worn_out_and_deaf(pipe: socket.socket) -> None:
+    """The same, but it never goes."""
+    worn_out(pipe)
+    _hold(pipe)
+
+
+def ready_when_told(pipe: socket.socket, gate: str) -> None:
+    """Worn out; not ready before a file is there, where one is named."""
+    while gate and not Path(gate).exists():
+        signal.sigtimedwait([signal.SIGUSR1], 0.01)  # its pause
+    worn_out(pipe)
+
+
+def _beat_until_told(pipe: socket.socket) -> None:
+    pipe.settimeout(0.02)
+    while True:
+        try:
+            pipe.recv(65536)
+        except TimeoutError:
+            _say(pipe, Heartbeat(0, 0.0, {}))
+        else:
+            pipe.settimeout(None)
+            return
 
 
 def never_ready(pipe: socket.socket) -> None:

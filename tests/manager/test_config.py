@@ -578,6 +578,8 @@ ALLOWED: tuple[tuple[str, object], ...] = (
     ("retry_budget", 0),
     ("circuit_failures", 0),
     ("circuit_patience", 0),
+    ("max_calls_per_worker", 0),
+    ("max_worker_memory", 0),
     ("max_requests_per_minute", None),
     ("queue_timeout", None),
 )

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from callpool.manager import health
-from callpool.manager.arbiter import HEALTHY_AFTER
 from callpool.manager.core.events import AccountClosed, DrainAsked, WorkerDown
 from callpool.manager.core.machine import Core
 from callpool.manager.core.requests import Now
+from callpool.manager.core.restarts import INTENSITY, PROVEN_AFTER, Condition
 from callpool.manager.health import judge
 from callpool.manager.health_facts import (
     Facts,
@@ -61,6 +61,7 @@ FACTS = Facts(
     surroundings=Surroundings(
         workers=[UP, msgspec.structs.replace(UP, number=1)],
         heartbeat_interval=1.0,
+        restarts=Condition(),
         local_providers={"here": True},
         process=ProcessFacts(
             descriptors=30, descriptor_limit=1000, memory=40_000_000, memory_available=GIB, disk_free=GIB
@@ -106,7 +107,8 @@ def failing(facts: Facts) -> list[str]:
         worker(loop_delay=health.WORKER_LOOP_DELAY),
         worker(state="starting", silent=9.0),
         worker(restarts=9, failures=health.CRASH_LOOP - 1),
-        worker(restarts=9, failures=9, spawned_ago=HEALTHY_AFTER),
+        around(restarts=Condition(deaths=INTENSITY, boot_failures=3, cause="worker 0 exited")),
+        worker(restarts=9, failures=9, spawned_ago=PROVEN_AFTER),
         around(local_providers={}),
         process(descriptors=800),
         process(descriptors=100_000, descriptor_limit=None),
@@ -134,7 +136,13 @@ def test_up_to_its_threshold_each_check_is_fine(facts: Facts) -> None:
         (worker(state="stuck"), "worker_0", "degraded", "stuck"),
         (worker(state="down", pid=None, last_death="exited"), "worker_0", "degraded", "(no process): down, the last one"),
         (worker(state="starting", restarts=1), "worker_0", "degraded", "starting"),
-        (worker(failures=3), "worker_0", "degraded", "died 3 times in a row"),
+        (worker(failures=3, spawned_ago=4.9), "worker_0", "degraded", "died 3 times in a row"),
+        (
+            around(restarts=Condition(deaths=11, boot_failures=5, is_in_trouble=True, cause="worker 1 exited with code 3")),
+            "restarts",
+            "degraded",
+            "11 workers died in the last 60 s, 5 of them before they were ready; the last one: worker 1 exited with code 3",
+        ),
         (around(local_providers={"here": False}), "model_server_here", "degraded", "provider here: its model server is"),
         (process(descriptors=801), "descriptors", "degraded", "801 file descriptors open of 1000"),
         (process(memory=GIB + 1), "memory", "degraded", "1,024 MiB of memory"),

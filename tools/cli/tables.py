@@ -215,6 +215,10 @@ def _pool(facts: dict[str, Any]) -> RenderableType:
         "queue", f"{counted(queue['requests'], 'request')}, {byte_size(queue['bytes'])}; {clients} with requests"
     )
     fields.add_row("jobs", _jobs(facts["jobs"], facts["journal"]))
+    supervision = facts.get("supervision") or {}
+    if supervision.get("state") == "degraded":
+        why = f"die too fast, {supervision['deaths_last_minute']} in the last minute: {supervision['cause']}"
+        fields.add_row("workers", Text(terminal.one_line(why), style="yellow"))
     return Padding(fields, (1, 0, 0, 0))
 
 
@@ -241,9 +245,19 @@ def _workers(rows: Iterable[dict[str, Any]]) -> Table:
             str(row["active"]),
             str(row["restarts"]),
             "-" if memory is None else byte_size(memory),
-            _text(f"last one {row['last_death']}" if row["last_death"] else ""),
+            _text(_worker_note(row)),
         )
     return table
+
+
+def _worker_note(row: dict[str, Any]) -> str:
+    """How the last one died and when in its life; how often it was replaced as planned."""
+    failure = f" ({row['last_failure']} failure)" if row.get("last_failure") else ""
+    died = f"last one {row['last_death']}{failure}" if row["last_death"] else ""
+    recycled = (
+        f"recycled {counted(row['recycled'], 'time')}, last for {row['last_recycled']}" if row.get("recycled") else ""
+    )
+    return "; ".join(filter(None, (died, recycled)))
 
 
 def _accounts(rows: Iterable[dict[str, Any]]) -> Table:

@@ -164,6 +164,24 @@ def test_status_keeps_to_80_columns_and_loses_nothing(capsys: pytest.CaptureFixt
     assert "".join(shown.split()).count("n") >= 64
 
 
+def test_status_says_that_workers_die_too_fast_and_the_rows_how(capsys: pytest.CaptureFixture[str]) -> None:
+    supervision = {"state": "degraded", "deaths_last_minute": 7, "cause": "worker 0 exited with code 1 (boot failure)"}
+    row = FACTS["workers"][0] | {
+        "last_death": "exited with code 1",
+        "last_failure": "boot",
+        "recycled": 2,
+        "last_recycled": "memory",
+    }
+    tables.show_status(FACTS | {"supervision": supervision, "workers": [row]})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "die too fast, 7 in the last minute: worker 0 exited with code 1 (boot" in shown
+    tables.show_workers([row])
+    shown = "".join(capsys.readouterr().out.split())
+    assert "lastoneexitedwithcode1(bootfailure);recycled2times,lastformemory" in shown
+    tables.show_status(FACTS | {"supervision": supervision | {"state": "steady"}})
+    assert "die too fast" not in capsys.readouterr().out
+
+
 def test_an_output_without_unicode_gets_another_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
