@@ -269,7 +269,7 @@ class AsyncClient(AsyncJobs):
         return answer
 
     async def show(self, request_id: str) -> dict[str, Any]:
-        """The record of a live or recent request, with its phases. Raises UnknownRequest."""
+        """The record of a live or recent request, with its phases, or what the journal knows of a job. Raises UnknownRequest."""
         answer: dict[str, Any] = await self.ask("show", request_id=request_id)
         return answer
 

@@ -43,9 +43,26 @@ class AsyncJobs:
         await handle.wait_accepted(ANSWER_DEADLINE)
         return handle
 
-    async def jobs(self, *, states: Sequence[str] = (), before: int | None = None, limit: int = 100) -> dict[str, Any]:
+    async def jobs(
+        self,
+        *,
+        states: Sequence[str] = (),
+        client: str | None = None,
+        provider: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+        counts: bool = True,
+    ) -> dict[str, Any]:
         """A page of jobs, the last accepted first, as `Client.jobs`."""
-        answer: dict[str, Any] = await self.ask("jobs", states=list(states), before=before, limit=limit)
+        answer: dict[str, Any] = await self.ask(
+            "jobs",
+            states=list(states),
+            client=client,
+            provider=provider,
+            before=before,
+            limit=limit,
+            counts=counts,
+        )
         return answer
 
     async def job(self, request_id: str) -> dict[str, Any]:

@@ -245,12 +245,30 @@ class Client:
         handle.wait_accepted(ANSWER_DEADLINE)
         return handle
 
-    def jobs(self, *, states: Sequence[str] = (), before: int | None = None, limit: int = 100) -> dict[str, Any]:
+    def jobs(
+        self,
+        *,
+        states: Sequence[str] = (),
+        client: str | None = None,
+        provider: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+        counts: bool = True,
+    ) -> dict[str, Any]:
         """A page of jobs, the last accepted first: `{jobs, counts, next}`; `next` is `before` of the next page, or None.
 
-        `states`: of "queued", "started", "completed", "error", "timeout", "cancelled", "interrupted"; none are all.
+        `states`: of "queued", "started", "completed", "error", "timeout", "cancelled", "interrupted"; none are all. `counts` are of
+        all jobs, whatever is listed: state → how many, or None where they are not asked for.
         """
-        answer: dict[str, Any] = self.ask("jobs", states=list(states), before=before, limit=limit)
+        answer: dict[str, Any] = self.ask(
+            "jobs",
+            states=list(states),
+            client=client,
+            provider=provider,
+            before=before,
+            limit=limit,
+            counts=counts,
+        )
         return answer
 
     def job(self, request_id: str) -> dict[str, Any]:
@@ -392,7 +410,7 @@ class Client:
         return answer
 
     def show(self, request_id: str) -> dict[str, Any]:
-        """The record of a live or recent request, with its phases. Raises UnknownRequest."""
+        """The record of a live or recent request, with its phases, or what the journal knows of a job. Raises UnknownRequest."""
         answer: dict[str, Any] = self.ask("show", request_id=request_id)
         return answer
 

@@ -17,6 +17,10 @@ class Exit(IntEnum):
     """The request ended without an answer: timed out, cancelled or interrupted."""
     UNHEALTHY = 4
     """A supervisor answers, and `callpool health` finds that not all is well with it."""
+    NOT_YET = 5
+    """The job has not ended: ask again, or wait."""
+    DAMAGED = 65
+    """The journal is not as it should be (EX_DATAERR)."""
     NOT_RUNNING = 69
     """No supervisor answers (EX_UNAVAILABLE)."""
     INTERNAL = 70

@@ -87,6 +87,7 @@ def judge(facts: Facts) -> Health:
         _leases(facts.pool),
         _account_slots(facts.pool),
         _stopped_accounts(facts.pool),
+        _journal(facts.pool),
         _draining(facts.pool),
     ]
     bad = {severity: [check.message for check, kind in found if kind == severity] for severity in _SEVERITIES}
@@ -228,6 +229,15 @@ def _stopped_accounts(pool: PoolFacts) -> _Found:
     )
     severity: Severity | None = "degraded" if pool.stopped else None
     return _found("stopped_accounts", len(pool.stopped), 0, "accounts", message, severity)
+
+
+def _journal(pool: PoolFacts) -> _Found:
+    """While it cannot be written no job is taken; live calls go on."""
+    down = pool.journal_down
+    message = "jobs are written down" if pool.journaled else "no journal is kept: no jobs are taken"
+    if down is not None:
+        message = f"no jobs are taken, for they cannot be written down: {down}"
+    return _found("journal", int(down is None), 1, "journals", message, None if down is None else "degraded")
 
 
 def _metrics_drift(pool: PoolFacts) -> _Found:

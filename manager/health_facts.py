@@ -94,6 +94,10 @@ class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
     closed: dict[str, str]
     """Account → why nothing is dispatched to it, where that is so."""
     drain_seconds_left: float | None
+    journaled: bool = False
+    """Whether jobs are taken."""
+    journal_down: str | None = None
+    """Why nothing can be written into the journal now."""
 
 
 def inconsistencies(pool: PoolFacts) -> list[str]:
@@ -150,6 +154,8 @@ def survey_pool(core: Core, now: Now) -> PoolFacts:
         },
         closed=dict(_closed(core)),
         drain_seconds_left=None if core.drain is None else core.drain.seconds_left(now.monotonic),
+        journaled=core.jobs.journaled,
+        journal_down=None if core.jobs.down is None else core.jobs.down.message,
     )
 
 

@@ -1,4 +1,4 @@
-"""The verbs about jobs: what `callpool jobs`, `result`, `show` and `jobs resolve` ask.
+"""The verbs about jobs: what `callpool jobs`, `result`, `jobs resolve` and `journal` ask.
 
 A job that lives is the core's; of one that has ended, or that an earlier run had, the journal knows. Both are asked, the core first.
 """
@@ -16,8 +16,8 @@ from callpool.manager.core.jobs import done_of
 from callpool.manager.core.messages import Accepted, Rejected
 from callpool.manager.core.records import Job
 from callpool.manager.core.requests import as_plain
-from callpool.manager.core.states import ENDED, State
 from callpool.manager.errors import BadInput, CallpoolError, JournalUnavailable, ShuttingDown, UnknownRequest
+from callpool.manager.job_forms import STATES, exported, summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from callpool.manager.core.requests import Now
     from callpool.manager.holders import Caller
     from callpool.manager.journal import Journal
+    from callpool.manager.store import Store
 
 log = logging.getLogger(__name__)
 
 MOST_ROWS = 1_000
 """Jobs of one answer."""
-STATES = ("queued", "started", *sorted(state.value for state in ENDED - {State.REJECTED}))
-"""A job's states in the journal."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""Bytes of texts after which a page of an export is closed: far below what a frame takes, with the largest job besides."""
 
 
 class JobStage(Protocol):
@@ -53,10 +54,24 @@ class ToClients(Protocol):
         """Send to a client."""
 
 
+Rows = Annotated[int, msgspec.Meta(ge=1, le=MOST_ROWS)]
+
+
 class _Page(msgspec.Struct, forbid_unknown_fields=True):
     states: list[str] = []
+    client: str | None = None
+    provider: str | None = None
     before: int | None = None
-    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_ROWS)] = 100
+    limit: Rows = 100
+    counts: bool = True
+    """Whether to count all jobs as well, which looks at each: whoever pages on knows it from the first page."""
+
+
+class _ExportPage(msgspec.Struct, forbid_unknown_fields=True):
+    after: int = 0
+    limit: Rows = MOST_ROWS
+    payload: bool = False
+    results: bool = True
 
 
 class _One(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,6 +96,7 @@ class JobVerbs:
             "resolve_job": (_Resolve, self._resolve),
             "check_journal": (_Nothing, self._check),
             "compact_journal": (_Nothing, self._compact),
+            "export_jobs": (_ExportPage, self._export),
         }
 
     def _journal_or_refuse(self) -> Journal:
@@ -117,32 +133,56 @@ class JobVerbs:
         if unknown:
             raise BadInput(f"no such state {unknown[0][:40]!r}; there are {', '.join(STATES)}", param="states")
 
-        def finish(found: tuple[list[Job], dict[str, int]]) -> dict[str, Any]:
+        def finish(found: tuple[list[Job], dict[str, int] | None]) -> dict[str, Any]:
             jobs, counts = found
+            blocked = self._stage.look(lambda core, _now: _blocked(core, [job.request_id for job in jobs]))
             more = len(jobs) == arguments.limit
-            return {"jobs": [summary(job) for job in jobs], "counts": counts, "next": jobs[-1].number if more else None}
+            return {
+                "jobs": [{**summary(job), "blocked": blocked.get(job.request_id)} for job in jobs],
+                "counts": counts,
+                "next": jobs[-1].number if more else None,
+            }
 
         return _then(
             journal.ask(
                 lambda store: (
-                    store.page(states=arguments.states, before=arguments.before, limit=arguments.limit),
-                    store.counts(),
+                    store.page(
+                        states=arguments.states,
+                        client=arguments.client,
+                        provider=arguments.provider,
+                        before=arguments.before,
+                        limit=arguments.limit,
+                    ),
+                    store.counts() if arguments.counts else None,
                 )
             ),
             finish,
         )
 
+    def _export(self, _caller: Caller, arguments: _ExportPage) -> asyncio.Future[dict[str, Any]]:
+        """A page of whole jobs, the first accepted first: `{jobs, next}`; `next` is `after` of the next page, or None."""
+        return self._journal_or_refuse().ask(
+            lambda store: export_page(
+                store,
+                after=arguments.after,
+                limit=arguments.limit,
+                payload=arguments.payload,
+                results=arguments.results,
+            )
+        )
+
     def _job(self, _caller: Caller, arguments: _One) -> Any:
-        """One job: what the core says of it while it lives, else the journal, with its result."""
+        """One job as the journal has it, without its texts; `record` is what the core says of it while it lives."""
         journal = self._journal_or_refuse()
         record = self._stage.look(lambda core, now: _live_record(core, arguments.request_id, now))
 
         def finish(job: Job | None) -> dict[str, Any]:
             if job is None:
                 raise UnknownRequest(f"no job {arguments.request_id[:80]!r}", param="request_id")
-            return {**summary(job), "body": job.body, "record": None if record is None else as_plain(record)}
+            told = None if record is None else as_plain(record)
+            return {**summary(job), "blocked": None if told is None else told["blocked"], "record": told}
 
-        return _then(journal.ask(lambda store: store.find([arguments.request_id]).get(arguments.request_id)), finish)
+        return _then(journal.ask(lambda store: store.one(arguments.request_id, texts=False)), finish)
 
     def _resolve(self, _caller: Caller, arguments: _Resolve) -> asyncio.Future[dict[str, Any]]:
         """Decide about a job in doubt. Answered when that is durable."""
@@ -178,8 +218,23 @@ class JobVerbs:
         return journal.ask(compact)
 
 
+def export_page(store: Store, *, after: int, limit: int, payload: bool, results: bool) -> dict[str, Any]:
+    """A page of whole jobs, closed where it gets too large for one answer: `{jobs, next}`."""
+    jobs: list[dict[str, Any]] = []
+    size = 0
+    for job in store.export(after=after, limit=limit, submits=payload, results=results):
+        jobs.append(exported(job, payload=payload, results=results))
+        size += len(job.body or b"") + (0 if job.submit is None else len(job.submit.payload))
+        if size >= PAGE_BYTES or len(jobs) == limit:
+            return {"jobs": jobs, "next": job.number}
+    return {"jobs": jobs, "next": None}
+
+
 def _no_journal() -> JournalUnavailable:
-    return JournalUnavailable("this supervisor keeps no journal", hint="start one on its own: `callpool start`")
+    return JournalUnavailable(
+        "this supervisor keeps no journal",
+        hint='it is one that a program started for itself, or its configuration has durability = "none" in [journal]',
+    )
 
 
 def _say(task: asyncio.Future[None]) -> None:
@@ -195,25 +250,13 @@ def _live_record(core: Core, request_id: str, now: Now) -> Any:
     return core.show(request_id, now) if request_id in core.requests else None
 
 
-def summary(job: Job) -> dict[str, Any]:
-    """A job as the dict that doors print, without prompt and result."""
+def _blocked(core: Core, request_ids: list[str]) -> dict[str, str]:
+    """Those of these jobs that cannot go before the next start, and why."""
+    live = ((request_id, core.requests.get(request_id)) for request_id in request_ids)
     return {
-        "number": job.number,
-        "request_id": job.request_id,
-        "client": job.name,
-        "provider": job.provider,
-        "model": job.model,
-        "priority": job.priority,
-        "state": job.state,
-        "ended": job.ended_at is not None,
-        "session_id": job.session_id if job.had_session or job.tries else None,
-        "attempts": job.tries,
-        "accepted_at": job.accepted_at,
-        "started_at": job.started_at,
-        "ended_at": job.ended_at,
-        "duration": job.duration,
-        "fault": None if job.fault is None else msgspec.to_builtins(job.fault),
-        "usage": None if job.usage is None else msgspec.to_builtins(job.usage),
+        request_id: request.job.blocked
+        for request_id, request in live
+        if request is not None and request.job is not None and request.job.blocked is not None
     }
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from callpool.manager import failpoints
 from callpool.manager.core.pending import Batch, Pending
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits
+from callpool.manager.core.states import State
 from callpool.manager.errors import CallpoolError, JournalConflict, JournalUnavailable, from_fault, to_fault
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Journal:
         self.records = 0
         self.conflicts = 0
         """Records that the journal refused because it held something else: always 0, or a defect."""
+        self.in_doubt = 0
+        """Jobs that are interrupted, and wait for a person's word. Counted once, and then by what is written."""
         self._retry: asyncio.TimerHandle | None = None
         self._slow: asyncio.TimerHandle | None = None
         self._was_slow = False
@@ -102,6 +105,7 @@ class Journal:
 
     def start(self) -> None:
         """Begin to write."""
+        self._tasks.put(self._count)
         self._thread.start()
         self._keep_house()
 
@@ -225,6 +229,15 @@ class Journal:
         else:
             self._back(self._committed, batch, known, refused)
 
+    def _count(self) -> None:
+        """On the writing thread: look how many are in doubt. What this tells comes in its order between commits."""
+        try:
+            found = self._store.counts().get(State.INTERRUPTED.value, 0)
+        except CallpoolError as error:
+            log.warning("the jobs in doubt cannot be counted: %s", error)
+        else:
+            self._back(self._counted, found)
+
     def _known(self, batch: Batch) -> dict[str, Job]:
         """The jobs that the journal has already of those that are new here."""
         new = [each.request_id for each in batch.records if type(each) is JobAccepted]
@@ -245,6 +258,9 @@ class Journal:
 
     # Back on the loop.
 
+    def _counted(self, in_doubt: int) -> None:
+        self.in_doubt = in_doubt
+
     def _committed(self, batch: Batch, known: dict[str, Job], refused: list[str]) -> None:
         if failpoints.armed:
             failpoints.hit("batch.told")
@@ -252,6 +268,7 @@ class Journal:
         self.commits += 1
         self.records += len(batch.records) + len(batch.windows)
         self.conflicts += len(refused)
+        self.in_doubt += sum(map(_doubt_of, batch.records))
         was_down, self.fault = self.fault, None
         effects = self._pending.committed(batch, known)
         for waiter in batch.waiters:
@@ -261,6 +278,7 @@ class Journal:
             self._owner.windows_written(batch.windows[-1].number if batch.windows else 0)
         if was_down is not None:
             log.info("the journal can be written again")
+            self._tasks.put(self._count)  # a disk that failed may have written all the same
             self._owner.journal_up()
         if known:
             self._owner.jobs_known(known)
@@ -366,6 +384,8 @@ class Journal:
         failpoints.hit("sweep.before")
         swept = store.sweep(time.time() - self._keep_seconds)
         failpoints.hit("sweep.after")
+        if swept and self.in_doubt:  # they may be among them
+            self._count()
         return swept
 
     def describe(self) -> dict[str, Any]:
@@ -377,8 +397,16 @@ class Journal:
             "records": self.records,
             "conflicts": self.conflicts,
             "waiting": len(self._pending),
+            "in_doubt": self.in_doubt,
             "fault": None if self.fault is None else self.fault.message,
         }
+
+
+def _doubt_of(record: Record) -> int:
+    """By how many a record makes more jobs in doubt."""
+    if type(record) is JobEnded:
+        return (record.state == State.INTERRUPTED.value) - (record.was == "interrupted")
+    return -(record.was == "interrupted") if type(record) is JobWaits else 0
 
 
 def _checkpoint(store: Store) -> None:

@@ -33,7 +33,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
     address: str
-    """Where to connect to the holder."""
+    """Where to connect to the holder; empty for one that only works on what the lock guards."""
     started: float
     """Seconds since the epoch."""
 
@@ -46,6 +46,7 @@ class InstanceLock:
     """
 
     def __init__(self, path: Path, address: str) -> None:
+        """`address` is empty where the holder is no supervisor, and only works on what the lock guards."""
         self.path = path
         self._address = address
         self._descriptor: int | None = None
@@ -172,6 +173,13 @@ def _holder(descriptor: int) -> Holder | None:
 def _already_running(path: Path, holder: Holder | None) -> AlreadyRunning:
     if holder is None:
         return AlreadyRunning(f"a supervisor is just starting or stopping: it holds {path}", pid=None, address=None)
+    if not holder.address:
+        return AlreadyRunning(
+            f"process {holder.pid} works on the journal: it holds {path}",
+            hint="try again when it has ended: it is a `callpool journal` command",
+            pid=holder.pid,
+            address=None,
+        )
     return AlreadyRunning(
         f"already running (pid {holder.pid}): connect to {holder.address}",
         hint=f"it holds {path}; stop it with `callpool stop`, or use another directory",

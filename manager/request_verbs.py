@@ -17,9 +17,11 @@ from callpool.manager.core.events import AccountResumed, CancelAsked, Event, Sub
 from callpool.manager.core.limits import Priority, Usage
 from callpool.manager.core.messages import Done, Operation, Rejected, Submit
 from callpool.manager.core.requests import as_plain
-from callpool.manager.errors import BadInput, UnknownRequest, from_fault
+from callpool.manager.core.states import State
+from callpool.manager.errors import BadInput, ShuttingDown, UnknownRequest, from_fault
 from callpool.manager.health import judge
 from callpool.manager.health_facts import Facts, LoopFacts, Surroundings, survey_pool
+from callpool.manager.job_forms import record_of
 from callpool.manager.session_verbs import NoArguments
 from callpool.version import __version__
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.messages import ClientEvent
     from callpool.manager.core.requests import Now
     from callpool.manager.holders import Caller
+    from callpool.manager.journal import Journal
     from callpool.manager.service_metrics import ServiceMetrics
 
 
@@ -112,10 +115,11 @@ class _DrainArguments(msgspec.Struct, forbid_unknown_fields=True):
 class RequestVerbs:
     """The verbs by name, over the service's one step."""
 
-    def __init__(self, stage: Stage, outlets: Descriptions, *, address: str) -> None:
+    def __init__(self, stage: Stage, outlets: Descriptions, *, address: str, journal: Journal | None = None) -> None:
         self._stage = stage
         self._outlets = outlets
         self._address = address
+        self._journal = journal
         self._started = time.monotonic()
         self._waiters: dict[tuple[str, str], asyncio.Future[dict[str, Any]]] = {}
         self.verbs: dict[str, tuple[type[msgspec.Struct], Callable[[Caller, Any], Any]]] = {
@@ -161,23 +165,45 @@ class RequestVerbs:
                 future.set_result(msgspec.structs.asdict(message))
         return True
 
-    def _cancel(self, _caller: Caller, arguments: _OneRequest) -> dict[str, Any]:
+    def _cancel(self, _caller: Caller, arguments: _OneRequest) -> Any:
         """End any request, as the operator. Says what state it was in when the order was given."""
-        state = self._stage.look(lambda core, _now: _state_of(core, arguments.request_id))
-        if state is None:
-            return {"cancelling": False, "state": self._show(_caller, arguments)["state"]}
-        self._stage.apply([CancelAsked(None, arguments.request_id)])
-        return {"cancelling": True, "state": state}
+        state, remembered = self._stage.look(
+            lambda core, now: (_state_of(core, arguments.request_id), core.show(arguments.request_id, now))
+        )
+        if state is not None:
+            self._stage.apply([CancelAsked(None, arguments.request_id)])
+            return {"cancelling": True, "state": state}
+        if remembered is not None:
+            return {"cancelling": False, "state": remembered.state}
+        return asyncio.ensure_future(self._not_cancelled(arguments.request_id))
+
+    async def _not_cancelled(self, request_id: str) -> dict[str, Any]:
+        """What cancelling comes to where only the journal may know the request: it has ended, or waits for the next start."""
+        state = (await self._recorded(request_id))["state"]
+        if state in {State.QUEUED.value, "started"}:
+            raise ShuttingDown(
+                f"job {request_id!r} waits for the next start", hint="cancel it when the supervisor is back"
+            )
+        return {"cancelling": False, "state": state}
 
     def _resume_account(self, _caller: Caller, arguments: _OneAccount) -> dict[str, Any]:
         """Let an account go on that its provider had refused, as the operator."""
         return {"account": arguments.account, "resumed": self._stage.step(AccountResumed(arguments.account))}
 
-    def _show(self, _caller: Caller, arguments: _OneRequest) -> dict[str, Any]:
+    def _show(self, _caller: Caller, arguments: _OneRequest) -> Any:
+        """The record of a live or remembered request, else what the journal knows of a job of this id."""
         record = self._stage.look(lambda core, now: core.show(arguments.request_id, now))
-        if record is None:
-            raise UnknownRequest(f"no request {arguments.request_id[:80]!r}", param="request_id")
-        return as_plain(record)
+        if record is not None:
+            return as_plain(record)
+        return asyncio.ensure_future(self._recorded(arguments.request_id))
+
+    async def _recorded(self, request_id: str) -> dict[str, Any]:
+        """The record of a job that the core does not know any more."""
+        journal = self._journal
+        job = None if journal is None else await journal.ask(lambda store: store.one(request_id, texts=False))
+        if job is None:
+            raise UnknownRequest(f"no request {request_id[:80]!r}", param="request_id")
+        return record_of(job)
 
     def _drain(self, _caller: Caller, arguments: _DrainArguments) -> asyncio.Future[dict[str, Any]]:
         if arguments.timeout != 0 and (fault := refuse_timeout(arguments.timeout)) is not None:
@@ -208,6 +234,7 @@ class RequestVerbs:
             "supervision": self._outlets.describe_supervision(),
             "model_servers": model_servers,
             "function_lane": self._outlets.describe_lane(),
+            "journal": None if self._journal is None else self._journal.describe(),
         }
 
 
@@ -247,6 +274,7 @@ def _pool_status(
         "max_concurrent_sessions": core.sessions.max_concurrent,
         "sessions": core.sessions.statistics(shutdown_requested=core.drain is not None),
         "queue": {"requests": len(core.scheduler), "bytes": core.scheduler.queued_bytes},
+        "jobs": core.jobs.counts(),
         "clients_with_requests": len(core.by_client),
         "clients": core.ledger.describe_clients(now.monotonic),
         "accounts": accounts,

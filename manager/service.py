@@ -176,7 +176,7 @@ class Service:
         """Submits that wait for the disk."""
         self.journal = None if store is None else Journal(store, self, keep_seconds=keep_seconds)
         self._history: History | None = None
-        self._requests = RequestVerbs(self, outlets, address=address)
+        self._requests = RequestVerbs(self, outlets, address=address, journal=self.journal)
         self._jobs = JobVerbs(self, self.journal, outlets)
         self._verbs: dict[str, tuple[type[msgspec.Struct], Callable[[Caller, Any], Any]]] = {
             "open_channel": (NoArguments, self._open_channel),

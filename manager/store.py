@@ -280,19 +280,36 @@ class Store:
         """Every job that has not ended, in the order of acceptance, with what it takes to go on."""
         return list(self._jobs("WHERE ended_at IS NULL", (), submits=True))
 
-    def one(self, request_id: str) -> Job | None:
-        """One job with all that is kept of it."""
-        return next(iter(self._jobs("WHERE request_id = ?", (request_id,), submits=True, results=True)), None)
+    def one(self, request_id: str, *, texts: bool = True) -> Job | None:
+        """One job with all that is kept of it, or all but its texts."""
+        return next(iter(self._jobs("WHERE request_id = ?", (request_id,), submits=texts, results=texts)), None)
 
-    def page(self, *, states: Sequence[str] = (), before: int | None = None, limit: int = 100) -> list[Job]:
+    def export(self, *, after: int, limit: int, submits: bool, results: bool) -> Iterator[Job]:
+        """Jobs with numbers above `after`, the first accepted first, with those texts that are asked for."""
+        return self._jobs(
+            "WHERE number > ? ORDER BY number LIMIT ?", (after, limit), submits=submits, results=results, order=False
+        )
+
+    def page(
+        self,
+        *,
+        states: Sequence[str] = (),
+        client: str | None = None,
+        provider: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> list[Job]:
         """Jobs without their texts, the last accepted first; `before` is the number of the last one of the page before."""
         conditions, values = [], list[Any]()
         if states:
             conditions.append(f"state IN ({','.join('?' * len(states))})")
             values += states
-        if before is not None:
-            conditions.append("number < ?")
-            values.append(before)
+            if set(states) <= set(_LIVE):
+                conditions.append("ended_at IS NULL")  # there is an index of those
+        for column, wanted in (("name = ?", client), ("provider = ?", provider), ("number < ?", before)):
+            if wanted is not None:
+                conditions.append(column)
+                values.append(wanted)
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         return list(self._jobs(f"{where} ORDER BY number DESC LIMIT ?", (*values, limit), order=False))
 

@@ -62,7 +62,8 @@ class Jobs:
 
     def __init__(self, core: Core, *, journaled: bool) -> None:
         self._core = core
-        self._journaled = journaled
+        self.journaled = journaled
+        """Whether jobs are taken."""
         self.down: Fault | None = None
         """Why nothing can be recorded now."""
         self._resting: set[str] = set()
@@ -75,9 +76,16 @@ class Jobs:
 
     def refuse(self) -> Fault | None:
         """Why no job can be taken, or None."""
-        if not self._journaled:
+        if not self.journaled:
             return refusals.no_journal()
         return self.down
+
+    def counts(self) -> dict[str, int]:
+        """The jobs that live: `{queued, started, blocked}`, those that are blocked among the queued ones."""
+        live = [request for request in self._core.requests.values() if request.job is not None]
+        queued = [request for request in live if request.state is State.QUEUED]
+        blocked = sum(request.job is not None and request.job.blocked is not None for request in queued)
+        return {"queued": len(queued), "started": len(live) - len(queued), "blocked": blocked}
 
     def meets_another(self, event: Submitted, now: Now, effects: list[Effect]) -> bool:
         """Let a submit join the live job of the same id; whether there is one. Another one's end is for its client alone."""

@@ -62,6 +62,8 @@ ARROWS = {
     "callpool.tools": ("callpool.tools", *PUBLIC),
     # It tells whether a provider's key is set, and where it comes from.
     "callpool.tools.cli.check": ("callpool.tools", *PUBLIC, "callpool.manager.keys"),
+    # Where no supervisor runs, it opens the file itself.
+    "callpool.tools.cli.journal": ("callpool.tools", *PUBLIC, "callpool.manager.journal_file"),
     "callpool": ("callpool.tools.cli", *PUBLIC),
 }
 """Room, or one file of it → what it may import of callpool. The longest match counts."""

@@ -161,6 +161,7 @@ def test_up_to_its_threshold_each_check_is_fine(facts: Facts) -> None:
             "degraded",
             "accounts that serve nothing until they are resumed: a: a dead key; b: no money",
         ),
+        (pool(journal_down="no room"), "journal", "degraded", "no jobs are taken, for they cannot be written down: no room"),
         (pool(strays=["a: r1"]), "account_slots", "unhealthy", "slots and requests disagree: a: r1"),
         (pool(drain_seconds_left=4.2), "draining", "draining", "at most 4 s left"),
     ],

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from callpool import errors
-from callpool.tools.cli import accounts, failures, terminal
+from callpool.tools.cli import accounts, failures, jobs, journal, terminal
+from callpool.tools.cli.cancel import cancel
 from callpool.tools.cli.chat import chat
 from callpool.tools.cli.check import check
 from callpool.tools.cli.health import health
 from callpool.tools.cli.loadtest import quota
 from callpool.tools.cli.models import models
+from callpool.tools.cli.result import result
 from callpool.tools.cli.sessions import sessions
 from callpool.tools.cli.start import start
 from callpool.tools.cli.status import show, status, workers
@@ -27,6 +30,18 @@ if TYPE_CHECKING:
 
 _HELP = "One supervisor for every LLM call made on this machine: start it, submit to it, look at it, stop it."
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+class _ListByDefault(typer.core.TyperGroup):
+    """A group that lists where no command of it is named: `callpool jobs --state queued` is `callpool jobs list --state queued`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the command that is meant."""
+        asks_help = bool(args) and args[0] in _SETTINGS["help_option_names"]
+        completes = ctx.resilient_parsing and not args  # a shell asks which words may come
+        if not completes and (not args or (args[0].startswith("-") and not asks_help)):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
@@ -48,11 +63,19 @@ def build() -> typer.Typer:
     """The program as typer knows it."""
     app = typer.Typer(help=_HELP, no_args_is_help=True, context_settings=_SETTINGS, pretty_exceptions_enable=False)
     app.callback(help=_HELP)(_root)
-    for command in (start, submit, chat, show, models, status, sessions, workers, health, stop):
+    for command in (start, submit, result, chat, show, cancel, models, status, sessions, workers, health, stop):
         app.command()(command)
     config = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
     config.command()(check)
     app.add_typer(config, name="config")
+    jobs_ = typer.Typer(cls=_ListByDefault, help="List jobs (without a further word), and decide about those in doubt.")
+    jobs_.command("list")(jobs.list_)
+    jobs_.command()(jobs.resolve)
+    app.add_typer(jobs_, name="jobs")
+    journal_ = typer.Typer(help="Check, copy and compact the file that keeps the jobs.", no_args_is_help=True)
+    for command in (journal.check, journal.export, journal.compact):
+        journal_.command()(command)
+    app.add_typer(journal_, name="journal")
     account = typer.Typer(help="Look at the accounts, and let a stopped one go on.", no_args_is_help=True)
     account.command("list")(accounts.list_)
     account.command()(accounts.resume)

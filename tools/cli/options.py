@@ -78,6 +78,14 @@ MaxAttempts = Annotated[
     int | None,
     typer.Option("--max-attempts", metavar="N", help="Calls on one model at most; else what the configuration says."),
 ]
+RequestId = Annotated[str | None, typer.Option("--request-id", metavar="ID", help="An id of your own for the request.")]
+Durable = Annotated[
+    bool,
+    typer.Option("--durable", help="Make it a job: it is on the disk before anything else, and outlives this command."),
+]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Make it a job, print its id and do not wait: see `callpool result`.")
+]
 InDoubt = Annotated[
     bool,
     typer.Option("--retry-in-doubt", help="Call again also where the lost answer may be billed, or had begun to come."),
@@ -137,6 +145,7 @@ _OWN_OPTIONS: Final = {
     "priority": "--priority",
     "queue_timeout": "--queue-timeout",
     "affinity": "--affinity",
+    "durable": "--durable",
     "messages": "PROMPT and --system",
 }
 """What `Client.submit` takes by a name of its own → where the command line takes it."""

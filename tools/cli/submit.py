@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -16,6 +17,8 @@ from callpool.tools.cli.options import (
     CacheId,
     ClientName,
     Continue,
+    Detach,
+    Durable,
     Fallbacks,
     FirstToken,
     Idle,
@@ -27,6 +30,7 @@ from callpool.tools.cli.options import (
     Parameters,
     Provider,
     QueueTimeout,
+    RequestId,
     System,
     Task,
     Thinking,
@@ -39,8 +43,11 @@ from callpool.tools.cli.options import (
     parse_parameters,
     read_prompt,
 )
+from callpool.tools.cli.outliving import outliving
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from callpool.manager.handle import Handle
 
 CANCEL_WAIT: Final = 10.0
@@ -48,7 +55,6 @@ CANCEL_WAIT: Final = 10.0
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")]
-RequestId = Annotated[str | None, typer.Option("--request-id", metavar="ID", help="An id of your own for the request.")]
 
 
 def submit(
@@ -57,6 +63,8 @@ def submit(
     provider: Provider,
     model: Model,
     stream: Stream = False,
+    durable: Durable = False,
+    detach: Detach = False,
     timeout: Timeout = None,
     first_token_timeout: FirstToken = None,
     idle_timeout: Idle = None,
@@ -82,7 +90,8 @@ def submit(
     """Submit one request and print its answer.
 
     The request's id comes first, on standard error, so that standard output is the answer alone; with --json it is a field.
-    Ctrl-C cancels the request at the provider. Exit status: 0 answered, 1 error, 3 timed out, cancelled or interrupted.
+    Ctrl-C cancels the request at the provider, but of a job it only ends this command. With --detach the id alone goes to
+    standard output. Exit status: 0 answered, 1 error, 3 timed out, cancelled or interrupted.
     """
     messages = as_messages(system, {"role": "user", "content": read_prompt(prompt)})
     extra, kept = parse_parameters(param), parse_metadata(metadata)
@@ -94,12 +103,12 @@ def submit(
         cache_id=cache_id,
     )
     with connect(address, client_name) as client:
-        handle = client.submit(
+        begin = partial(
+            client.submit,
             provider=provider,
             model=model,
             messages=messages,
             stream=stream,
-            request_id=request_id,
             timeout=timeout,
             first_token_timeout=first_token_timeout,
             idle_timeout=idle_timeout,
@@ -113,12 +122,12 @@ def submit(
             affinity=affinity,
             **extra,
         )
+        if durable or detach:
+            own = client.generate_request_id() if request_id is None else request_id
+            return _submit_job(begin, own, detach=detach, as_json=as_json, stream=stream)
+        handle = begin(request_id=request_id)
         try:
-            _announce(handle, as_json=as_json, stream=stream)
-            if as_json:
-                _print_json(handle, stream=stream)
-            else:
-                print_text(handle)
+            _follow(handle, as_json=as_json, stream=stream)
         except KeyboardInterrupt:
             return _cancel(handle, as_json=as_json)
         except errors.ConnectionLost as error:
@@ -126,9 +135,34 @@ def submit(
     return Exit.OK
 
 
+def _follow(handle: Handle, *, as_json: bool, stream: bool) -> None:
+    if as_json and stream:
+        terminal.write_json({"request_id": handle.request_id})
+    elif not as_json:
+        terminal.say(f"request {handle.request_id}")
+    if as_json:
+        _print_json(handle, stream=stream)
+    else:
+        print_text(handle)
+
+
+def _submit_job(begin: Callable[..., Handle], request_id: str, *, detach: bool, as_json: bool, stream: bool) -> Exit:
+    """Have a job taken; print its id, or wait for its answer."""
+    with outliving(request_id, as_json=as_json) as wait:
+        handle = begin(request_id=request_id, durable=True)
+        wait.taken = True
+        if not detach:
+            _follow(handle, as_json=as_json, stream=stream)
+        elif as_json:
+            terminal.write_json({"request_id": request_id})
+        else:
+            terminal.write(f"{request_id}\n")
+    return Exit.OK
+
+
 def print_text(handle: Handle) -> dict[str, Any]:
     """Print an answer's text as it comes, and return the answer. Raises like `Handle.result`."""
-    last = ""
+    last, seen = "", 0
     try:
         for piece in handle:
             if piece.restart:
@@ -136,24 +170,35 @@ def print_text(handle: Handle) -> dict[str, Any]:
                 terminal.say("callpool: the call failed; another one answers from the start:")
                 last = ""
             terminal.write(terminal.safe(piece))
-            last = piece or last
+            last, seen = piece or last, seen + len(piece)
     finally:
         if last and not last.endswith("\n"):
             terminal.write("\n")
     answer = handle.result()
-    _tell_more(handle, answer)
-    if not answer["content"]:
-        calls = len(answer.get("tool_calls") or ())
-        terminal.say(f"callpool: the answer has no text{f', but {calls} tool calls: see --json' if calls else ''}")
-    return answer
-
-
-def _tell_more(handle: Handle, answer: dict[str, Any]) -> None:
-    """What a person must know of an answer that its text does not show: another model gave it, or it was cut."""
+    if not seen:  # a job of this id had ended before: what it streamed is over
+        write_text(answer)
+    elif handle.fingerprint is not None and seen < len(answer["content"]):
+        terminal.say(f"callpool: it had begun before: `callpool result {handle.request_id}` has the whole answer")
     if not handle.is_from(answer):
         terminal.say(
             f"callpool: answered by {terminal.one_line(answer['provider'])}/{terminal.one_line(answer['model'])}"
         )
+    tell_more(answer)
+    return answer
+
+
+def write_text(answer: dict[str, Any]) -> None:
+    """Write an answer's text as a whole, with a line end."""
+    text = answer["content"]
+    if text:
+        terminal.write(terminal.safe(text) + ("" if text.endswith("\n") else "\n"))
+
+
+def tell_more(answer: dict[str, Any]) -> None:
+    """What a person must know of an answer that its text does not show: that it was cut, or has none."""
+    if not answer["content"]:
+        calls = len(answer.get("tool_calls") or ())
+        terminal.say(f"callpool: the answer has no text{f', but {calls} tool calls: see --json' if calls else ''}")
     if answer["finish_reason"] in ("length", "model_context_window_exceeded"):
         why = answer["metadata"].get("continuation", {}).get("why")
         terminal.say(f"callpool: the answer was cut at its limit{f': {terminal.one_line(why)}' if why else ''}")
@@ -174,13 +219,6 @@ def cancel(handle: Handle) -> errors.CallpoolError | None:
     if error is not None and not isinstance(error, errors.CallpoolError):
         raise error
     return error
-
-
-def _announce(handle: Handle, *, as_json: bool, stream: bool) -> None:
-    if as_json and stream:
-        terminal.write_json({"request_id": handle.request_id})
-    elif not as_json:
-        terminal.say(f"request {handle.request_id}")
 
 
 def _print_json(handle: Handle, *, stream: bool) -> None:

@@ -92,15 +92,27 @@ def show_record(record: dict[str, Any]) -> None:
     fields.add_row("request", _text(record["request_id"]))
     fields.add_row("state", _state(record["state"]))
     fields.add_row("model", _text(f"{record['provider']}/{record['model']}"))
-    fields.add_row("session", _text(record["session_id"]))
-    fields.add_row("client", _text(record["client"]))
+    if record.get("blocked"):
+        fields.add_row(
+            "blocked",
+            Text(
+                terminal.one_line(f"until that is mended and the supervisor started again: {record['blocked']}"),
+                "yellow",
+            ),
+        )
+    fields.add_row("session", _text(_or_dash(record["session_id"])))
+    if record["client"]:  # a job of an earlier run has none
+        fields.add_row("client", _text(record["client"]))
     if record["kind"] == "call":
         fields.add_row("attempt", f"{record['attempt']}, worker {_or_dash(record['worker'])}")
         fields.add_row("priority", _text(f"{record['priority']}, for {record['name']}"))
-    fields.add_row("limits", _limits(record))
-    fields.add_row("metadata", counted(record["metadata_bytes"], "byte"))
+    if record["timeout"] is not None:
+        fields.add_row("limits", _limits(record))
+        fields.add_row("metadata", counted(record["metadata_bytes"], "byte"))
+    if record.get("durable"):
+        fields.add_row("journal", _text(f"keeps it: see `callpool result {record['request_id']}`"))
     fields.add_row("duration", f"{record['duration']:.3f} s")
-    if record.get("position") is not None:
+    if record.get("position") is not None and not record.get("blocked"):
         wait = record["predicted_wait"]
         fields.add_row("waits", f"behind {record['position']}" + ("" if wait is None else f", for about {wait:.0f} s"))
     if record["phases"]:
@@ -155,6 +167,7 @@ def show_config(path: str | None, facts: dict[str, Any]) -> None:
         shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
         fields.add_row(_text(name), _text(shown))
     parts: list[RenderableType] = [Text(source, style="bold"), _titled("[supervisor]", fields)]
+    parts += [_titled(f"[{name}]", _provider(facts[name])) for name in ("journal", "retention")]
     for group in ("providers", "organizations", "clients"):
         for name, table in facts[group].items():
             # Money is shown to its last digit: `_provider` rounds what is a number still.
@@ -201,11 +214,24 @@ def _pool(facts: dict[str, Any]) -> RenderableType:
     fields.add_row(
         "queue", f"{counted(queue['requests'], 'request')}, {byte_size(queue['bytes'])}; {clients} with requests"
     )
+    fields.add_row("jobs", _jobs(facts["jobs"], facts["journal"]))
     supervision = facts.get("supervision") or {}
     if supervision.get("state") == "degraded":
         why = f"die too fast, {supervision['deaths_last_minute']} in the last minute: {supervision['cause']}"
         fields.add_row("workers", Text(terminal.one_line(why), style="yellow"))
     return Padding(fields, (1, 0, 0, 0))
+
+
+def _jobs(jobs: dict[str, int], journal: dict[str, Any] | None) -> Text:
+    """One line: what lives, what is in doubt, how large the journal is; or why no job is taken."""
+    if journal is None:
+        return Text("none are taken: no journal is kept")
+    blocked = f" ({jobs['blocked']} blocked)" if jobs["blocked"] else ""
+    told = f"{jobs['queued']} queued{blocked}, {jobs['started']} started, {journal['in_doubt']} interrupted"
+    told += f"; journal {byte_size(journal['bytes'])}"
+    if journal["fault"] is None:
+        return Text(told)
+    return Text.assemble(f"{told}; ", (terminal.one_line(f"none are taken: {journal['fault']}"), "red"))
 
 
 def _workers(rows: Iterable[dict[str, Any]]) -> Table:

@@ -107,3 +107,5 @@ def test_the_version(inside: Run) -> None:
 def test_a_shell_completes_commands(alone: Run) -> None:
     asked = {"_CALLPOOL_COMPLETE": "complete_bash", "COMP_WORDS": "callpool st", "COMP_CWORD": "1"}
     assert alone(env=asked).stdout.split() == ["start", "status", "stop"]
+    asked |= {"COMP_WORDS": "callpool jobs ", "COMP_CWORD": "2"}
+    assert alone(env=asked).stdout.split() == ["list", "resolve"]

@@ -105,6 +105,8 @@ FACTS: dict[str, Any] = {
         "peak_concurrent_sessions": 200,
     },
     "queue": {"requests": 10_000, "bytes": 268_435_456},
+    "jobs": {"queued": 123_456, "started": 200, "blocked": 1_234},
+    "journal": {"in_doubt": 12, "bytes": 4_294_967_296, "fault": "there is no room for the journal " * 5},
     "clients_with_requests": 1,
     "workers": [
         {"id": 0, "pid": None, "state": "down", "active": 0, "restarts": 3, "last_death": "was killed by SIGKILL " * 9},

@@ -35,7 +35,8 @@ SHAPE = {"healthy", "state", "reasons", "checks"}
 CHECK = {"name", "ok", "value", "limit", "unit", "message"}
 NAMES = [
     "loop_delay_p99", "loop_delay_last", "workers", "worker_0", "restarts", "descriptors", "memory", "disk_free", "sessions",
-    "queue", "queue_bytes", "metrics_drift", "leases", "account_slots", "stopped_accounts", "draining",
+    "queue", "queue_bytes", "metrics_drift", "leases", "account_slots", "stopped_accounts",
+    "journal", "draining",
 ]  # fmt: skip
 
 
