@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -112,6 +113,7 @@ class Journal:
                         await asyncio.sleep(0.005)
             except TimeoutError:
                 log.error("the journal did not come back from its disk: %d records are lost", len(self._pending))  # noqa: TRY400 - no defect of ours
+                self._tasks.put(None)  # if it does come back, the thread closes the file and ends
                 return
             self._tasks.put(None)
             await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
@@ -202,23 +204,23 @@ class Journal:
         found = self._store.known(new) if new else None
         return self._store.find(found) if found else {}
 
-    def _write(self, records: Sequence[Record]) -> list[str]:
-        """Write all; where one is of a past that is over, all but such ones. Returns what these were about."""
+    def _write(self, records: Sequence[Record]) -> int:
+        """Write all; where one is of a past that is over, all but such ones. Returns how many these were."""
         try:
             self._store.write(records)
         except JournalConflict:
-            if len(records) == 1:
-                log.exception("a record was refused: %s", type(records[0]).__name__)
-                return [records[0].request_id]
-            return [request_id for each in records for request_id in self._write([each])]
-        return []
+            refused = self._store.write_each(records)
+            for each in refused:
+                log.error("a record was refused: %s", type(each).__name__)  # noqa: TRY400 - where it was found tells nothing
+            return len(refused)
+        return 0
 
     # Back on the loop.
 
-    def _committed(self, batch: Batch, known: dict[str, Job], refused: list[str]) -> None:
+    def _committed(self, batch: Batch, known: dict[str, Job], refused: int) -> None:
         self.commits += 1
         self.records += len(batch.records)
-        self.conflicts += len(refused)
+        self.conflicts += refused
         was_down, self.fault = self.fault, None
         effects = self._pending.committed(batch, known)
         for waiter in batch.waiters:
@@ -252,7 +254,7 @@ class Journal:
     def _probe(self, suspect: Sequence[Record]) -> None:
         """On the writing thread: whether it can be written, with a fresh look at the file where the disk had failed."""
         try:
-            if self.fault is not None and self.fault.details.get("reason") != "SQLITE_FULL":
+            if self.fault is not None and not self._is_full():
                 self._store.reopen()
             self._store.undo([])  # whether it can be written
             written = self._store.holds(suspect)
@@ -275,7 +277,7 @@ class Journal:
         elif self._pending.open:
             self._fly()  # what was kept first: `_committed` says that all is well
         else:
-            self._committed(Batch(), {}, [])
+            self._committed(Batch(), {}, 0)
 
     def _take_back(self, undone: Sequence[Record]) -> None:
         """On the writing thread: what was given up is on the disk all the same."""
@@ -309,19 +311,27 @@ class Journal:
         return future
 
     def _keep_house(self) -> None:
-        """In idle moments: copy the log into the file, and forget what is past its time."""
+        """In idle moments: copy the log into the file, and forget what is past its time. A full one forgets, too: it makes room."""
         now = self._loop.time()
-        if self.fault is None and self._pending.flying is None:
+        if self._is_full() or (self.fault is None and self._pending.flying is None):
             if not self._checkpointed and now - self._written_at >= IDLE_CHECKPOINT:
                 self._checkpointed = True
                 self.ask(lambda store: store.checkpoint()).add_done_callback(_say)
             if now - self._swept_at >= SWEEP_INTERVAL:
                 self._swept_at = now
-                self.ask(self._sweep).add_done_callback(_say)
+                self.ask(self._sweep).add_done_callback(self._swept)
         self._housekeeping = self._loop.call_later(IDLE_CHECKPOINT, self._keep_house)
 
     def _sweep(self, store: Store) -> int:
         return store.sweep(time.time() - self._keep_seconds)
+
+    def _swept(self, done: asyncio.Future[int]) -> None:
+        _say(done)
+        if not done.cancelled() and done.exception() is None and done.result():
+            self._swept_at = -math.inf  # there may be more of them: go on at the next look
+
+    def _is_full(self) -> bool:
+        return self.fault is not None and self.fault.details.get("reason") == "SQLITE_FULL"
 
     def describe(self) -> dict[str, Any]:
         """What `status` says of it."""

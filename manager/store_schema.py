@@ -12,6 +12,8 @@ APPLICATION_ID: Final = 0x43504A31
 """In the file's header: "CPJ1"."""
 VERSION: Final = 1
 """Of the schema, in the file's header as well."""
+FIRST_VERSION: Final = 1
+"""That was ever written."""
 
 MOVE_COLUMNS: Final = (
     "kind", "request_id", "was", "was_attempt", "state", "attempt", "tries", "at",
