@@ -101,7 +101,7 @@ CREATE TRIGGER job_ended INSTEAD OF INSERT ON moves WHEN NEW.kind = 'end' BEGIN
         state = NEW.state, ended_at = NEW.at, tries = max(tries, NEW.tries), duration = NEW.duration, had_session = NEW.had_session,
         usage = NEW.usage, fault = NEW.fault
     WHERE request_id = NEW.request_id;
-    INSERT INTO results SELECT number, NEW.content FROM jobs WHERE request_id = NEW.request_id AND NEW.content IS NOT NULL;
+    INSERT OR REPLACE INTO results SELECT number, NEW.content FROM jobs WHERE request_id = NEW.request_id AND NEW.content IS NOT NULL;
     DELETE FROM payloads
     WHERE NEW.state <> 'interrupted' AND number = (SELECT number FROM jobs WHERE request_id = NEW.request_id);
 END;
