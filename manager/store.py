@@ -52,6 +52,8 @@ CHECKED_BYTES: Final = 256 * 1024 * 1024
 CHECKPOINT_PAGES: Final = 4_000
 """Pages of the write-ahead log at which a commit copies them into the file: 16 MB. Idle moments do it earlier."""
 PAGE_BYTES: Final = 4_096
+BUSY_SECONDS: Final = 2.0
+"""For whoever else looks at the file when it is opened, a copying tool perhaps, to let go of it."""
 SWEEP_ROWS: Final = 500
 """Jobs that one sweep forgets at most: whoever commits waits behind it."""
 
@@ -115,7 +117,11 @@ class Store:
         with explained(path):
             self._look(path)
             database = sqlite3.connect(
-                path, isolation_level=None, check_same_thread=False, cached_statements=2 * STATEMENT_ROWS, timeout=2.0
+                path,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=2 * STATEMENT_ROWS,
+                timeout=BUSY_SECONDS,
             )
             try:
                 database.execute(
@@ -139,12 +145,18 @@ class Store:
         For whoever may write and closes copies the write-ahead log into the file and deletes it: into a damaged one, too.
         """
         there = {each for each in beside(path) if each.exists()}
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
+        database = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_SECONDS
+        )
         try:
             [version] = database.execute(
                 "PRAGMA user_version"
             ).fetchone()  # the log may have a newer one than the header
             refuse_version(path, version)
+            if path.stat().st_size % PAGE_BYTES and not any(each.stat().st_size for each in there):
+                raise damaged(
+                    path, "it ends in the middle of a page, and no log has the rest"
+                )  # SQLite reads zeros there
             if path.stat().st_size <= CHECKED_BYTES:
                 found = [row[0] for row in database.execute("PRAGMA quick_check(3)")]
                 if found != ["ok"]:

@@ -132,7 +132,7 @@ def _explain(path: Path, error: sqlite3.Error) -> Exception:
         return JournalUnavailable(
             f"{path} cannot be written: {said}", hint="look at its rights and at the disk", path=str(path), reason=name
         )
-    if kind == sqlite3.SQLITE_FULL:
+    if kind == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE:
         return JournalUnavailable(
             f"there is no room for the journal {path}: {said}",
             hint="free some space, raise max_bytes in [journal], or keep results for a shorter time",
