@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from callpool.manager.core.pending import Batch, Pending
 from callpool.manager.core.records import JobAccepted
-from callpool.manager.errors import CallpoolError, JournalConflict, JournalUnavailable, from_fault, to_fault
+from callpool.manager.errors import UNWRITABLE, CallpoolError, JournalUnavailable, from_fault, to_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,6 +82,10 @@ class Journal:
         self.conflicts = 0
         """Records that the journal refused because it held something else: always 0, or a defect."""
         self._retry: asyncio.TimerHandle | None = None
+        self._asking = False
+        """Whether the writing thread is asked just now if it can write again."""
+        self._undone: list[Record] = []
+        """What was given up and is on the disk all the same: taken back before anything else is written."""
         self._housekeeping: asyncio.TimerHandle | None = None
         self._written_at = self._swept_at = 0.0
         self._checkpointed = True
@@ -101,24 +105,35 @@ class Journal:
         for timer in (self._retry, self._housekeeping):
             if timer is not None:
                 timer.cancel()
-        if self._thread.is_alive():
-            self._fly()
-            ended: asyncio.Future[None] = self._loop.create_future()
-            self._tasks.put(lambda: self._back(_settle, ended))
-            try:
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await ended
-                    while self._pending.flying is not None or (self._pending.open.records and self.fault is None):
-                        self._fly()
-                        await asyncio.sleep(0.005)
-            except TimeoutError:
-                log.error("the journal did not come back from its disk: %d records are lost", len(self._pending))  # noqa: TRY400 - no defect of ours
-                self._tasks.put(None)  # if it does come back, the thread closes the file and ends
-                return
+        if not self._thread.is_alive():  # it was never started
+            self._store.close()
+            return
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._write_rest()
+        except TimeoutError:
+            log.error("the journal did not come back from its disk: %d records are lost", len(self._pending))  # noqa: TRY400 - no defect of ours
+            self._tasks.put(None)  # if it does come back, the thread closes the file and ends
+        else:
             self._tasks.put(None)
             await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
-        if len(self._pending):
-            log.error("%d records could not be written: %s", len(self._pending), self.fault)
+            if len(self._pending):
+                log.error("%d records could not be written: %s", len(self._pending), self.fault)
+        for batch in (self._pending.flying, self._pending.open):
+            for waiter in () if batch is None else batch.waiters:
+                _fail(waiter, _closed())
+
+    async def _write_rest(self) -> None:
+        """Until all is written, or a last try has failed."""
+        if self.fault is not None and not self._asking and self._pending.flying is None:
+            self._try_again()
+        ended: asyncio.Future[None] = self._loop.create_future()
+        self._tasks.put(lambda: self._back(_settle, ended))
+        await ended
+        while self._asking or self._pending.flying is not None or (self._pending.open.records and self.fault is None):
+            if not self._asking:
+                self._fly()
+            await asyncio.sleep(0.005)
 
     # Records, and what waits for them.
 
@@ -205,10 +220,13 @@ class Journal:
         return self._store.find(found) if found else {}
 
     def _write(self, records: Sequence[Record]) -> int:
-        """Write all; where one is of a past that is over, all but such ones. Returns how many these were."""
+        """Write all; where one is of a past that is over, or can never be written, all but such ones. Returns how many these were.
+
+        Or it would keep all others from the disk, for ever. What is new is not left out: its submitter must not hear that it was taken.
+        """
         try:
             self._store.write(records)
-        except JournalConflict:
+        except UNWRITABLE:
             refused = self._store.write_each(records)
             for each in refused:
                 log.error("a record was refused: %s", type(each).__name__)  # noqa: TRY400 - where it was found tells nothing
@@ -248,22 +266,26 @@ class Journal:
             self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
 
     def _try_again(self) -> None:
-        suspect = self._pending.suspect
-        self._tasks.put(lambda: self._probe(suspect))
+        suspect, undone = self._pending.suspect, self._undone
+        self._asking = True
+        self._tasks.put(lambda: self._probe(suspect, undone))
 
-    def _probe(self, suspect: Sequence[Record]) -> None:
+    def _probe(self, suspect: Sequence[Record], undone: Sequence[Record]) -> None:
         """On the writing thread: whether it can be written, with a fresh look at the file where the disk had failed."""
         try:
-            if self.fault is not None and not self._is_full():
+            if not self._is_full():  # without room, SQLite has done nothing wrong; all else it may remember wrongly
                 self._store.reopen()
-            self._store.undo([])  # whether it can be written
+            self._store.undo(undone)  # also where there is nothing to undo: it writes
             written = self._store.holds(suspect)
-        except (CallpoolError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, (CallpoolError, OSError)):
+                log.exception("the journal broke")
             self._back(self._still_down, _unavailable(error))
         else:
             self._back(self._can_write, written)
 
     def _still_down(self, fault: Fault) -> None:
+        self._asking = False
         if self.fault is not None and self.fault.message != fault.message:
             log.error("the journal cannot be written: %s", fault.message)
         self.fault = fault
@@ -271,33 +293,23 @@ class Journal:
             self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
 
     def _can_write(self, written: bool) -> None:  # noqa: FBT001 - called by the loop
-        undone = self._pending.settle(written=written)
-        if undone:
-            self._tasks.put(lambda: self._take_back(undone))
+        self._asking = False
+        self._undone = self._pending.settle(written=written)
+        if self._undone:
+            self._try_again()
         elif self._pending.open:
             self._fly()  # what was kept first: `_committed` says that all is well
         else:
             self._committed(Batch(), {}, 0)
-
-    def _take_back(self, undone: Sequence[Record]) -> None:
-        """On the writing thread: what was given up is on the disk all the same."""
-        try:
-            self._store.undo(undone)
-        except (CallpoolError, OSError) as error:
-            self._back(self._still_undone, undone, _unavailable(error))
-        else:
-            self._back(self._can_write, False)
-
-    def _still_undone(self, undone: Sequence[Record], fault: Fault) -> None:
-        self.fault = fault
-        if not self._closed:
-            self._retry = self._loop.call_later(TRY_AGAIN, self._tasks.put, lambda: self._take_back(undone))
 
     # Questions and housekeeping.
 
     def ask(self, question: Callable[[Store], T]) -> asyncio.Future[T]:
         """Ask the file, after everything that was handed over before. The answer is a future; it raises what the question raises."""
         future: asyncio.Future[T] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(_closed())
+            return future
 
         def answer() -> None:
             try:
@@ -352,6 +364,10 @@ def _unavailable(error: Exception) -> Fault:
     if found.code == JournalUnavailable.code:
         return found
     return JournalUnavailable(found.message, hint=found.hint, reason=found.code).fault
+
+
+def _closed() -> JournalUnavailable:
+    return JournalUnavailable("the journal is closed: the supervisor ends", reason="closed")
 
 
 def _settle(future: asyncio.Future[Any], value: Any = None) -> None:

@@ -21,7 +21,7 @@ from callpool.manager.core.faults import Fault
 from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import Submit
 from callpool.manager.core.records import AttemptStarted, Job, JobAccepted, JobEnded, JobWaits, Kept, outcome
-from callpool.manager.errors import JournalConflict
+from callpool.manager.errors import UNWRITABLE
 from callpool.manager.private import open_private_file
 from callpool.manager.store_refusals import (
     HEADER_BYTES,
@@ -222,7 +222,10 @@ class Store:
         self._database.execute(_INSERTS[len(records)], values)
 
     def write_each(self, records: Sequence[Record]) -> list[Record]:
-        """Commit all that do not conflict, in one transaction as well, and return the others. Raises JournalUnavailable."""
+        """Commit all but those that never can be, in one transaction as well, and return these.
+
+        Raises JournalUnavailable, and what keeps an acceptance from being written: nobody may hear that it was.
+        """
         database, refused = self._database, []
         with explained(self.path):
             database.execute("BEGIN IMMEDIATE")
@@ -231,7 +234,9 @@ class Store:
                     try:
                         with explained(self.path):
                             self._insert([record])
-                    except JournalConflict:  # it has undone itself, and nothing else
+                    except UNWRITABLE:  # it has undone itself, and nothing else
+                        if type(record) is JobAccepted:
+                            raise
                         refused.append(record)
                 database.execute("COMMIT")
             except BaseException:

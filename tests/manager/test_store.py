@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from callpool.manager.core.faults import Fault
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits, Record, fingerprint
 from callpool.manager.errors import JournalConflict
 from callpool.manager.store import STATEMENT_ROWS, SWEEP_ROWS, Durability, Store
@@ -200,21 +201,22 @@ def test_nothing_is_written_without_records(store: Store) -> None:
     assert store._database.total_changes == changes
 
 
-def test_one_by_one_all_but_what_conflicts_is_written(store: Store) -> None:
+def test_one_by_one_all_but_what_can_never_be_written_is(store: Store) -> None:
     store.write(whole("old"))
-    bad: list[Record] = [ended("old"), started("nobody"), accepted("old")]
+    unspeakable = ended("new", attempt=2, fault=Fault(code="x", message="\ud800"))
+    bad: list[Record] = [ended("old"), started("nobody"), unspeakable]
     good = whole("new", attempt=2)
     assert store.write_each([bad[0], good[0], bad[1], good[1], bad[2], good[2]]) == bad
     assert the(store, "new").state == "completed"
     assert the(store, "old").ended_at == 1002.75
 
 
-def test_one_by_one_it_is_still_all_or_nothing(store: Store) -> None:
-    store.write(whole("old"))
-    with pytest.raises(TypeError, match="no record"):
-        store.write_each([accepted("new"), ended("old"), KEPT])  # type: ignore[list-item]
-    assert store.one("new") is None
-    store.write([accepted("new")])
+def test_one_by_one_an_acceptance_is_not_left_out_but_all_is_taken_back(store: Store) -> None:
+    store.write([*whole("old"), accepted("runs"), started("runs", attempt=5)])
+    with pytest.raises(JournalConflict, match="UNIQUE"):
+        store.write_each([ended("runs", attempt=5), ended("old"), accepted("new"), accepted("old")])
+    assert (store.one("new"), the(store, "runs").state) == (None, "started")
+    store.write([accepted("new"), ended("runs", attempt=5)])
 
 
 # Questions.
