@@ -20,7 +20,7 @@ import math
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from callpool.manager.core.pending import Batch, Pending
 from callpool.manager.core.records import JobAccepted
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 TRY_AGAIN: Final = 0.25
 """Seconds between two tries to write, while the disk refuses."""
@@ -46,6 +47,10 @@ SWEEP_INTERVAL: Final = 60.0
 """Seconds between two looks for results that are past their time."""
 CLOSE_SECONDS: Final = 10.0
 """For what is still to be written when the supervisor ends; a disk that hangs must not keep it."""
+
+
+def _same(found: T) -> T:
+    return found
 
 
 class JournalOwner(Protocol):
@@ -163,11 +168,13 @@ class Journal:
     async def current(self, request_id: str) -> Job | None:
         """A job as it is now, with nothing about it still to be written. Raises JournalUnavailable where that cannot be."""
         while True:
-            job = await self.ask(lambda store: store.one(request_id))
-            batch = self._pending.behind(request_id)
-            if batch is None:
+            # Looked at when the answer comes, not when we wake: in between, what it does not have yet may have become durable.
+            job, is_old = await self.ask(
+                lambda store: store.one(request_id), lambda found: (found, self.is_behind(request_id))
+            )
+            if not is_old and not self.is_behind(request_id):
                 return job
-            await self._written(batch)
+            await self.durable(request_id)
 
     def _written(self, batch: Batch) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
@@ -304,9 +311,18 @@ class Journal:
 
     # Questions and housekeeping.
 
-    def ask(self, question: Callable[[Store], T]) -> asyncio.Future[T]:
-        """Ask the file, after everything that was handed over before. The answer is a future; it raises what the question raises."""
-        future: asyncio.Future[T] = self._loop.create_future()
+    @overload
+    def ask(self, question: Callable[[Store], T]) -> asyncio.Future[T]: ...
+
+    @overload
+    def ask(self, question: Callable[[Store], T], then: Callable[[T], U]) -> asyncio.Future[U]: ...
+
+    def ask(self, question: Callable[[Store], Any], then: Callable[[Any], Any] = _same) -> asyncio.Future[Any]:
+        """Ask the file, after everything that was handed over before. The answer is a future; it raises what the question raises.
+
+        `then` makes the answer of what was found, on the event loop's thread, before anything that was committed later is known there.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
         if self._closed:
             future.set_exception(_closed())
             return future
@@ -317,7 +333,7 @@ class Journal:
             except Exception as error:  # noqa: BLE001 - it is the asker's
                 self._back(_fail, future, error)
             else:
-                self._back(_settle, future, found)
+                self._back(lambda: _settle(future, then(found)))
 
         self._tasks.put(answer)
         return future

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from callpool.manager.core.messages import Revoke
 from callpool.manager.core.records import Record
 from callpool.manager.errors import JournalUnavailable
 from callpool.manager.store import Store
-from tests.manager.desk import Desk, answered, at_work, broken, dispatched, told
+from tests.manager.desk import HANG, Desk, answered, at_work, broken, dispatched, told
 from tests.manager.journaled import accepted, ended, started, the, waits, whole
 
 
@@ -200,6 +201,24 @@ def test_the_current_job_is_the_one_with_all_that_is_still_to_be_written(path: P
         job = await desk.journal.current("a")
         assert job is not None
         assert job.body == b"answer"
+
+    at_work(path, test)
+
+
+def test_the_current_job_is_not_the_one_before_what_was_written_meanwhile(path: Path) -> None:
+    """The answer and the news of a later commit come in the same turn: whoever wakes then finds nothing still to be written."""
+
+    async def test(desk: Desk) -> None:
+        await desk.written(accepted("a"))
+        asked = asyncio.ensure_future(desk.journal.current("a"))
+        await asyncio.sleep(0)  # it is asked
+        desk.take(started("a"))
+        both_are_told = threading.Event()
+        desk.journal._tasks.put(both_are_told.set)
+        assert both_are_told.wait(HANG)
+        job = await asked
+        assert job is not None
+        assert job.state == "started"
 
     at_work(path, test)
 
