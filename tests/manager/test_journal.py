@@ -223,6 +223,22 @@ def test_the_current_job_is_not_the_one_before_what_was_written_meanwhile(path: 
     at_work(path, test)
 
 
+def test_the_current_job_is_not_the_one_before_what_is_just_recorded(path: Path) -> None:
+    async def test(desk: Desk) -> None:
+        await desk.written(accepted("a"))
+        asked = asyncio.ensure_future(desk.journal.current("a"))
+        await asyncio.sleep(0)  # it is asked
+        answer_is_told = threading.Event()
+        desk.journal._tasks.put(lambda: desk.journal._back(desk.take, started("a")))
+        desk.journal._tasks.put(answer_is_told.set)
+        assert answer_is_told.wait(HANG)
+        job = await asked
+        assert job is not None
+        assert job.state == "started"
+
+    at_work(path, test)
+
+
 def test_whoever_waits_and_goes_away_is_in_nobodys_way(path: Path) -> None:
     async def test(desk: Desk) -> None:
         await desk.held_up(accepted("a"))

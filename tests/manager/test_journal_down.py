@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,7 +15,7 @@ from callpool.manager.core.faults import Fault
 from callpool.manager.core.records import Record
 from callpool.manager.errors import JournalUnavailable
 from callpool.manager.store import PAGE_BYTES, Store
-from tests.manager.desk import Desk, answered, at_work, broken, dispatched, told
+from tests.manager.desk import HANG, Desk, answered, at_work, broken, dispatched, told
 from tests.manager.journaled import accepted, ended, started, the
 
 DOWN = "the disk says SQLITE_IOERR_WRITE"
@@ -193,6 +195,32 @@ def test_it_says_each_new_reason_once(path: Path, caplog: pytest.LogCaptureFixtu
     ]
 
 
+def test_the_same_reason_with_every_try_is_said_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(desk: Desk) -> None:
+        await three_jobs(desk)
+        desk.store.failures += [broken("SQLITE_FULL") for _ in range(4)]
+        desk.take(ended("runs", attempt=5))
+        await desk.until(lambda: desk.journal.fault is not None)
+        await desk.until(lambda: desk.journal.fault is None)
+        assert desk.heard == [("down", "the disk says SQLITE_FULL", [], [])] * 4 + ["up"]
+
+    at_work(path, test)
+    assert len([each for each in caplog.records if each.levelname == "ERROR"]) == 1
+
+
+def test_what_waited_for_a_start_that_was_given_up_and_is_no_order_is_done(path: Path) -> None:
+    async def test(desk: Desk) -> None:
+        await three_jobs(desk)
+        desk.store.failures.append(broken())
+        desk.take(started("waits", attempt=6))
+        assert desk.journal.defer(dispatched("waits", 6))
+        assert desk.journal.defer(told("waits"))
+        await desk.until(lambda: desk.journal.fault is not None)
+        assert desk.heard == [("down", DOWN, [], ["waits"]), told("waits")]
+
+    at_work(path, test)
+
+
 def test_a_defect_in_writing_is_a_failure_as_any_other(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test(desk: Desk) -> None:
         desk.store.failures.append(RuntimeError("a defect"))
@@ -306,9 +334,55 @@ def test_closing_while_it_is_just_asked_again_waits_for_the_answer(path: Path) -
     async def test(desk: Desk) -> None:
         await three_jobs(desk)
         desk.store.lies.append(broken())
+        answers, reopen = threading.Event(), desk.store.reopen
+        desk.store.reopen = lambda: (answers.wait(HANG), reopen())[1]  # type: ignore[method-assign]
         step(desk)
         await desk.until(lambda: desk.journal._asking)
-        await desk.journal.close()
+        closing = asyncio.ensure_future(desk.journal.close())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        answers.set()
+        await closing
         assert desk.heard == [("down", DOWN, ["new"], ["waits"]), "up", answered("runs")]
+        assert desk.store.calls.count("undo") == 2, "asked once, and taken back once"
+        assert desk.journal.conflicts == 0
+
+    at_work(path, test)
+
+
+def test_closing_does_not_call_it_well_while_what_was_refused_is_still_there(path: Path) -> None:
+    async def test(desk: Desk) -> None:
+        await three_jobs(desk)
+        desk.store.lies.append(broken())
+        answers, reopen, undo = threading.Event(), desk.store.reopen, desk.store.undo
+
+        def refusing(records: Sequence[Record]) -> None:
+            if records:
+                raise broken()
+            undo(records)
+
+        desk.store.reopen = lambda: (answers.wait(HANG), reopen())[1]  # type: ignore[method-assign]
+        desk.store.undo = refusing  # type: ignore[method-assign]
+        step(desk)
+        await desk.until(lambda: desk.journal._asking)
+        closing = asyncio.ensure_future(desk.journal.close())
+        await asyncio.sleep(0)
+        answers.set()
+        await closing
+        assert desk.heard == [("down", DOWN, ["new"], ["waits"])]
+
+    at_work(path, test)
+
+
+def test_a_failure_while_it_closes_is_not_tried_again(path: Path) -> None:
+    async def test(desk: Desk) -> None:
+        await desk.held_up(accepted("a"))
+        desk.store.failures.append(broken())
+        closing = asyncio.ensure_future(desk.journal.close())
+        await asyncio.sleep(0)
+        desk.store.gate.set()
+        await closing
+        assert desk.journal._retry is None
+        assert desk.heard == [("down", DOWN, ["a"], [])]
 
     at_work(path, test)
