@@ -433,6 +433,19 @@ def test_what_was_written_is_there_when_it_is_opened_again(path: Path) -> None:
     second.close()
 
 
+def test_it_is_written_to_before_it_is_called_open_or_well_again(store: Store) -> None:
+    """A file that can be read alone is no journal."""
+
+    def written(name: str) -> int:
+        [number] = store._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return int(number)
+
+    assert (written("opened"), written("probed")) == (1, 0)
+    store.reopen()
+    store.undo([])
+    assert (written("opened"), written("probed")) == (2, 1)
+
+
 def test_what_was_written_is_there_after_a_crash(store: Store, tmp_path: Path) -> None:
     store.write([*whole("a"), accepted("b")])
     later = Store(copied(store.path, tmp_path / "copy"))

@@ -292,6 +292,7 @@ def test_the_innermost_and_last_mount_counts(tmp_path: Path, monkeypatch: pytest
     )
     assert file_system_of(inside) == file_system_of(link) == file_system_of(inside / "missing") == "last"
     assert file_system_of(tmp_path) == "outer"
+    assert file_system_of(tmp_path / "inside-out") == "outer", "its name only begins as that of another"
     assert file_system_of(Path("/")) == "root"
     planted(monkeypatch)
     assert network_file_system(inside) is None
