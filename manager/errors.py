@@ -461,6 +461,10 @@ class JournalConflict(CallpoolError, RuntimeError):
     code = "journal_conflict"
 
 
+UNWRITABLE = (JournalConflict, TypeError, ValueError, OverflowError)
+"""What a record is at fault for, and no disk: it is so with every try."""
+
+
 class UnsafePath(CallpoolError, PermissionError):
     """A directory or file could be read or replaced by another user: correct its owner or mode as the message says."""
 

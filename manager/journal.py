@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from callpool.manager import failpoints
 from callpool.manager.core.pending import Batch, Pending
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits
 from callpool.manager.core.states import State
-from callpool.manager.errors import CallpoolError, JournalConflict, JournalUnavailable, from_fault, to_fault
+from callpool.manager.errors import UNWRITABLE, CallpoolError, JournalUnavailable, from_fault, to_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 TRY_AGAIN: Final = 0.25
 """Seconds between two tries to write, while the disk refuses."""
@@ -51,6 +53,10 @@ SWEEP_INTERVAL: Final = 60.0
 _POINTS: Final = {JobAccepted: "accepted", AttemptStarted: "started", JobWaits: "waits", JobEnded: "ended"}
 CLOSE_SECONDS: Final = 10.0
 """For what is still to be written when the supervisor ends; a disk that hangs must not keep it."""
+
+
+def _same(found: T) -> T:
+    return found
 
 
 class JournalOwner(Protocol):
@@ -97,6 +103,10 @@ class Journal:
         self._retry: asyncio.TimerHandle | None = None
         self._slow: asyncio.TimerHandle | None = None
         self._was_slow = False
+        self._asking = False
+        """Whether the writing thread is asked just now if it can write again."""
+        self._undone: list[Record] = []
+        """What was given up and is on the disk all the same: taken back before anything else is written."""
         self._housekeeping: asyncio.TimerHandle | None = None
         self._written_at = self._swept_at = 0.0
         self._checkpointed = True
@@ -117,23 +127,35 @@ class Journal:
         for timer in (self._retry, self._housekeeping, self._slow):
             if timer is not None:
                 timer.cancel()
-        if self._thread.is_alive():
-            self._fly()
-            ended: asyncio.Future[None] = self._loop.create_future()
-            self._tasks.put(lambda: self._back(_settle, ended))
-            try:
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await ended
-                    while self._pending.flying is not None or (len(self._pending) and self.fault is None):
-                        self._fly()
-                        await asyncio.sleep(0.005)
-            except TimeoutError:
-                log.error("the journal did not come back from its disk: %d records are lost", len(self._pending))  # noqa: TRY400 - no defect of ours
-                return
+        if not self._thread.is_alive():  # it was never started
+            self._store.close()
+            return
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._write_rest()
+        except TimeoutError:
+            log.error("the journal did not come back from its disk: %d records are lost", len(self._pending))  # noqa: TRY400 - no defect of ours
+            self._tasks.put(None)  # if it does come back, the thread closes the file and ends
+        else:
             self._tasks.put(None)
             await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
-        if len(self._pending):
-            log.error("%d records could not be written: %s", len(self._pending), self.fault)
+            if len(self._pending):
+                log.error("%d records could not be written: %s", len(self._pending), self.fault)
+        for batch in (self._pending.flying, self._pending.open):
+            for waiter in () if batch is None else batch.waiters:
+                _fail(waiter, _closed())
+
+    async def _write_rest(self) -> None:
+        """Until all is written, or a last try has failed."""
+        if self.fault is not None and not self._asking and self._pending.flying is None:
+            self._try_again()
+        ended: asyncio.Future[None] = self._loop.create_future()
+        self._tasks.put(lambda: self._back(_settle, ended))
+        await ended
+        while self._asking or self._pending.flying is not None or (len(self._pending) and self.fault is None):
+            if not self._asking:
+                self._fly()
+            await asyncio.sleep(0.005)
 
     # Records, and what waits for them.
 
@@ -167,11 +189,13 @@ class Journal:
     async def current(self, request_id: str) -> Job | None:
         """A job as it is now, with nothing about it still to be written. Raises JournalUnavailable where that cannot be."""
         while True:
-            job = await self.ask(lambda store: store.one(request_id))
-            batch = self._pending.behind(request_id)
-            if batch is None:
+            # Looked at when the answer comes, not when we wake: in between, what it does not have yet may have become durable.
+            job, is_old = await self.ask(
+                lambda store: store.one(request_id), lambda found: (found, self.is_behind(request_id))
+            )
+            if not is_old and not self.is_behind(request_id):
                 return job
-            await self._written(batch)
+            await self.durable(request_id)
 
     def _written(self, batch: Batch) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
@@ -244,30 +268,34 @@ class Journal:
         found = self._store.known(new) if new else None
         return self._store.find(found) if found else {}
 
-    def _write(self, records: Sequence[Record], windows: Sequence[Carried] = ()) -> list[str]:
-        """Write all; where one is of a past that is over, all but such ones. Returns what these were about."""
+    def _write(self, records: Sequence[Record], windows: Sequence[Carried] = ()) -> int:
+        """Write all; where one is of a past that is over, or can never be written, all but such ones. Returns how many these were.
+
+        Or it would keep all others from the disk, for ever. What is new is not left out: its submitter must not hear that it was taken.
+        """
         try:
             self._store.write([*windows, *records])
-        except JournalConflict:
-            if len(records) == 1:
-                log.exception("a record was refused: %s", type(records[0]).__name__)
-                return [records[0].request_id]
-            self._store.write(windows)
-            return [request_id for each in records for request_id in self._write([each])]
-        return []
+        except UNWRITABLE:
+            if windows:
+                self._store.write(windows)
+            refused = self._store.write_each(records)
+            for each in refused:
+                log.error("a record was refused: %s", type(each).__name__)  # noqa: TRY400 - where it was found tells nothing
+            return len(refused)
+        return 0
 
     # Back on the loop.
 
     def _counted(self, in_doubt: int) -> None:
         self.in_doubt = in_doubt
 
-    def _committed(self, batch: Batch, known: dict[str, Job], refused: list[str]) -> None:
+    def _committed(self, batch: Batch, known: dict[str, Job], refused: int) -> None:
         if failpoints.armed:
             failpoints.hit("batch.told")
         self._stop_waiting()
         self.commits += 1
         self.records += len(batch.records) + len(batch.windows)
-        self.conflicts += len(refused)
+        self.conflicts += refused
         self.in_doubt += sum(map(_doubt_of, batch.records))
         was_down, self.fault = self.fault, None
         effects = self._pending.committed(batch, known)
@@ -306,22 +334,26 @@ class Journal:
             self._slow = None
 
     def _try_again(self) -> None:
-        suspect = self._pending.suspect
-        self._tasks.put(lambda: self._probe(suspect))
+        suspect, undone = self._pending.suspect, self._undone
+        self._asking = True
+        self._tasks.put(lambda: self._probe(suspect, undone))
 
-    def _probe(self, suspect: Sequence[Record]) -> None:
+    def _probe(self, suspect: Sequence[Record], undone: Sequence[Record]) -> None:
         """On the writing thread: whether it can be written, with a fresh look at the file where the disk had failed."""
         try:
-            if self.fault is not None and self.fault.details.get("reason") != "SQLITE_FULL":
+            if not self._is_full():  # without room, SQLite has done nothing wrong; all else it may remember wrongly
                 self._store.reopen()
-            self._store.undo([])  # whether it can be written
+            self._store.undo(undone)  # also where there is nothing to undo: it writes
             written = self._store.holds(suspect)
-        except (CallpoolError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, (CallpoolError, OSError)):
+                log.exception("the journal broke")
             self._back(self._still_down, _unavailable(error))
         else:
             self._back(self._can_write, written)
 
     def _still_down(self, fault: Fault) -> None:
+        self._asking = False
         if self.fault is not None and self.fault.message != fault.message:
             log.error("the journal cannot be written: %s", fault.message)
         self.fault = fault
@@ -329,33 +361,32 @@ class Journal:
             self._retry = self._loop.call_later(TRY_AGAIN, self._try_again)
 
     def _can_write(self, written: bool) -> None:  # noqa: FBT001 - called by the loop
-        undone = self._pending.settle(written=written)
-        if undone:
-            self._tasks.put(lambda: self._take_back(undone))
+        self._asking = False
+        self._undone = self._pending.settle(written=written)
+        if self._undone:
+            self._try_again()
         elif self._pending.open:
             self._fly()  # what was kept first: `_committed` says that all is well
         else:
-            self._committed(Batch(), {}, [])
-
-    def _take_back(self, undone: Sequence[Record]) -> None:
-        """On the writing thread: what was given up is on the disk all the same."""
-        try:
-            self._store.undo(undone)
-        except (CallpoolError, OSError) as error:
-            self._back(self._still_undone, undone, _unavailable(error))
-        else:
-            self._back(self._can_write, False)
-
-    def _still_undone(self, undone: Sequence[Record], fault: Fault) -> None:
-        self.fault = fault
-        if not self._closed:
-            self._retry = self._loop.call_later(TRY_AGAIN, self._tasks.put, lambda: self._take_back(undone))
+            self._committed(Batch(), {}, 0)
 
     # Questions and housekeeping.
 
-    def ask(self, question: Callable[[Store], T]) -> asyncio.Future[T]:
-        """Ask the file, after everything that was handed over before. The answer is a future; it raises what the question raises."""
-        future: asyncio.Future[T] = self._loop.create_future()
+    @overload
+    def ask(self, question: Callable[[Store], T]) -> asyncio.Future[T]: ...
+
+    @overload
+    def ask(self, question: Callable[[Store], T], then: Callable[[T], U]) -> asyncio.Future[U]: ...
+
+    def ask(self, question: Callable[[Store], Any], then: Callable[[Any], Any] = _same) -> asyncio.Future[Any]:
+        """Ask the file, after everything that was handed over before. The answer is a future; it raises what the question raises.
+
+        `then` makes the answer of what was found, on the event loop's thread, before anything that was committed later is known there.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(_closed())
+            return future
 
         def answer() -> None:
             try:
@@ -363,21 +394,21 @@ class Journal:
             except Exception as error:  # noqa: BLE001 - it is the asker's
                 self._back(_fail, future, error)
             else:
-                self._back(_settle, future, found)
+                self._back(lambda: _settle(future, then(found)))
 
         self._tasks.put(answer)
         return future
 
     def _keep_house(self) -> None:
-        """In idle moments: copy the log into the file, and forget what is past its time."""
+        """In idle moments: copy the log into the file, and forget what is past its time. A full one forgets, too: it makes room."""
         now = self._loop.time()
-        if self.fault is None and self._pending.flying is None:
+        if self._is_full() or (self.fault is None and self._pending.flying is None):
             if not self._checkpointed and now - self._written_at >= IDLE_CHECKPOINT:
                 self._checkpointed = True
                 self.ask(_checkpoint).add_done_callback(_say)
             if now - self._swept_at >= SWEEP_INTERVAL:
                 self._swept_at = now
-                self.ask(self._sweep).add_done_callback(_say)
+                self.ask(self._sweep).add_done_callback(self._swept)
         self._housekeeping = self._loop.call_later(IDLE_CHECKPOINT, self._keep_house)
 
     def _sweep(self, store: Store) -> int:
@@ -387,6 +418,14 @@ class Journal:
         if swept and self.in_doubt:  # they may be among them
             self._count()
         return swept
+
+    def _swept(self, done: asyncio.Future[int]) -> None:
+        _say(done)
+        if not done.cancelled() and done.exception() is None and done.result():
+            self._swept_at = -math.inf  # there may be more of them: go on at the next look
+
+    def _is_full(self) -> bool:
+        return self.fault is not None and self.fault.details.get("reason") == "SQLITE_FULL"
 
     def describe(self) -> dict[str, Any]:
         """What `status` says of it."""
@@ -427,6 +466,10 @@ def _unavailable(error: Exception) -> Fault:
     if found.code == JournalUnavailable.code:
         return found
     return JournalUnavailable(found.message, hint=found.hint, reason=found.code).fault
+
+
+def _closed() -> JournalUnavailable:
+    return JournalUnavailable("the journal is closed: the supervisor ends", reason="closed")
 
 
 def _settle(future: asyncio.Future[Any], value: Any = None) -> None:

@@ -22,10 +22,20 @@ from callpool.manager.core.faults import Fault
 from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import Submit
 from callpool.manager.core.records import AttemptStarted, Job, JobAccepted, JobEnded, JobWaits, Kept, outcome
-from callpool.manager.errors import JournalConflict, JournalRefused, JournalUnavailable
-from callpool.manager.mounts import network_file_system
-from callpool.manager.private import open_private_dir, open_private_file
-from callpool.manager.store_schema import APPLICATION_ID, MIGRATIONS, MOVE_COLUMNS, SCHEMA, VERSION
+from callpool.manager.errors import UNWRITABLE
+from callpool.manager.private import open_private_file
+from callpool.manager.store_refusals import (
+    HEADER_BYTES,
+    beside,
+    damaged,
+    explained,
+    is_there,
+    refuse_header,
+    refuse_place,
+    refuse_version,
+    sync_directory,
+)
+from callpool.manager.store_schema import MIGRATIONS, MOVE_COLUMNS, SCHEMA, VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +53,8 @@ CHECKED_BYTES: Final = 256 * 1024 * 1024
 CHECKPOINT_PAGES: Final = 4_000
 """Pages of the write-ahead log at which a commit copies them into the file: 16 MB. Idle moments do it earlier."""
 PAGE_BYTES: Final = 4_096
+BUSY_SECONDS: Final = 2.0
+"""For whoever else looks at the file when it is opened, a copying tool perhaps, to let go of it."""
 SWEEP_ROWS: Final = 500
 """Jobs that one sweep forgets at most: whoever commits waits behind it."""
 
@@ -81,8 +93,8 @@ class Store:
         self.path = path
         self._durability = durability
         self._max_bytes = max_bytes
-        _refuse_place(path)
-        if not _is_there(path):
+        refuse_place(path)
+        if not is_there(path):
             self._create()
         self._database = self._open(path)
         try:
@@ -97,35 +109,39 @@ class Store:
     def _create(self) -> None:
         """Make an empty journal beside, and move it into place when it is whole: an empty file is never ours."""
         temporary = self.path.with_name(f"{self.path.name}.new")
-        for leftover in (temporary, *_beside(temporary)):
+        for leftover in (temporary, *beside(temporary)):
             leftover.unlink(missing_ok=True)
         os.close(open_private_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL))
-        with _explained(self.path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
+        with explained(self.path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
             database.execute(f"PRAGMA page_size={PAGE_BYTES}")
             database.execute("PRAGMA auto_vacuum=INCREMENTAL")
             database.executescript(f"BEGIN; {SCHEMA} COMMIT;")
+            database.execute("PRAGMA journal_mode=WAL")  # here, where nobody misses what a crash leaves of it
         with temporary.open("rb") as made:
             os.fsync(made.fileno())
         temporary.rename(self.path)
-        _sync_directory(self.path)
+        sync_directory(self.path)
 
     def _open(self, path: Path) -> sqlite3.Connection:
-        os.close(open_private_file(path, os.O_RDWR))  # a regular file of ours, and no link: before SQLite touches it
-        if path.stat().st_size == 0:
-            raise JournalRefused(
-                f"{path} is empty: it was cut off, for a journal never is",
-                hint="restore it from a copy, or move it away to begin without the jobs that it held",
-                path=str(path),
-            )
-        with _explained(path):
+        descriptor = open_private_file(path, os.O_RDWR)  # a regular file of ours, and no link: before SQLite touches it
+        try:
+            header = os.pread(descriptor, HEADER_BYTES, 0)
+        finally:
+            os.close(descriptor)
+        refuse_header(path, header)
+        with explained(path):
+            self._look(path)
             database = sqlite3.connect(
-                path, isolation_level=None, check_same_thread=False, cached_statements=2 * STATEMENT_ROWS, timeout=2.0
+                path,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=2 * STATEMENT_ROWS,
+                timeout=BUSY_SECONDS,
             )
             try:
                 database.execute(
                     "PRAGMA locking_mode=EXCLUSIVE"
                 )  # before the first look: then no memory is shared with anybody
-                self._refuse_foreign(database)
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute(f"PRAGMA synchronous={'FULL' if self._durability == 'full' else 'NORMAL'}")
                 database.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
@@ -138,37 +154,43 @@ class Store:
                 raise
         return database
 
-    def _refuse_foreign(self, database: sqlite3.Connection) -> None:
-        [application] = database.execute("PRAGMA application_id").fetchone()
-        [version] = database.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
-            raise JournalRefused(
-                f"{self.path} is a database of another program",
-                hint="move it away, or name another directory (CALLPOOL_HOME)",
-                path=str(self.path),
-            )
-        if version > VERSION:
-            raise JournalRefused(
-                f"{self.path} was written by a newer callpool: its schema is {version}, this one knows up to {VERSION}",
-                hint="start the newer version again",
-                path=str(self.path),
-                version=version,
-                known=VERSION,
-            )
+    def _look(self, path: Path) -> None:
+        """Prove that the file is whole and no newer than we are, by a connection that cannot write.
+
+        For whoever may write and closes copies the write-ahead log into the file and deletes it: into a damaged one, too.
+        """
+        there = {each for each in beside(path) if each.exists()}
+        database = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_SECONDS
+        )
+        try:
+            [version] = database.execute(
+                "PRAGMA user_version"
+            ).fetchone()  # the log may have a newer one than the header
+            refuse_version(path, version)
+            if path.stat().st_size % PAGE_BYTES and not any(each.stat().st_size for each in there):
+                raise damaged(
+                    path, "it ends in the middle of a page, and no log has the rest"
+                )  # SQLite reads zeros there
+            if path.stat().st_size <= CHECKED_BYTES:
+                found = [row[0] for row in database.execute("PRAGMA quick_check(3)")]
+                if found != ["ok"]:
+                    raise damaged(path, "; ".join(found))
+        finally:
+            database.close()
+            for each in beside(path):
+                if each not in there:  # the look's own: an index of the log, or an empty log
+                    each.unlink(missing_ok=True)
 
     def _check(self) -> None:
-        """Prove that the file is whole, and that it can be written."""
-        with _explained(self.path):
-            if self.path.stat().st_size <= CHECKED_BYTES:
-                found = [row[0] for row in self._database.execute("PRAGMA quick_check(3)")]
-                if found != ["ok"]:
-                    raise _damaged(self.path, "; ".join(found))
+        """Prove that it can be written."""
+        with explained(self.path):
             self._database.execute("UPDATE facts SET value = value + 1 WHERE name = 'opened'")
 
     def _migrate(self) -> None:
         """Bring an older schema up to ours, a version at a time, each in one transaction."""
         [version] = self._database.execute("PRAGMA user_version").fetchone()
-        with _explained(self.path):
+        with explained(self.path):
             for step in range(version, VERSION):
                 self._database.executescript(f"BEGIN; {MIGRATIONS[step]} PRAGMA user_version={step + 1}; COMMIT;")
 
@@ -194,7 +216,7 @@ class Store:
         if not records:
             return
         database = self._database
-        with _explained(self.path):
+        with explained(self.path):
             if len(records) <= STATEMENT_ROWS:
                 self._insert(records)
                 return
@@ -214,6 +236,30 @@ class Store:
             values += _row(record)
         self._database.execute(_INSERTS[len(records)], values)
 
+    def write_each(self, records: Sequence[Record]) -> list[Record]:
+        """Commit all but those that never can be, in one transaction as well, and return these.
+
+        Raises JournalUnavailable, and what keeps an acceptance from being written: nobody may hear that it was.
+        """
+        database, refused = self._database, []
+        with explained(self.path):
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                for record in records:
+                    try:
+                        with explained(self.path):
+                            self._insert([record])
+                    except UNWRITABLE:  # it has undone itself, and nothing else
+                        if type(record) is JobAccepted:
+                            raise
+                        refused.append(record)
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                raise
+        return refused
+
     def holds(self, records: Sequence[Record]) -> bool:
         """Whether a batch is in the file, of which a write had failed: then a disk has said so and did it all the same.
 
@@ -221,7 +267,7 @@ class Store:
         journal knew before were left out.
         """
         last = {record.request_id: record for record in records}
-        with _explained(self.path):
+        with explained(self.path):
             for request_id, record in last.items():
                 row = self._database.execute(
                     "SELECT state, attempt FROM jobs WHERE request_id = ?", (request_id,)
@@ -233,7 +279,7 @@ class Store:
     def undo(self, records: Sequence[Record]) -> None:
         """Take back acceptances and starts that were given up, as far as a disk that failed has them. Raises JournalUnavailable."""
         database = self._database
-        with _explained(self.path):
+        with explained(self.path):
             database.execute("BEGIN IMMEDIATE")
             try:
                 for record in records:
@@ -266,7 +312,7 @@ class Store:
     def known(self, request_ids: Sequence[str]) -> set[str]:
         """Which of these ids the journal knows."""
         found: set[str] = set()
-        with _explained(self.path):
+        with explained(self.path):
             for start in range(0, len(request_ids), STATEMENT_ROWS):
                 part = request_ids[start : start + STATEMENT_ROWS]
                 rows = self._database.execute(
@@ -315,18 +361,18 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """State → how many jobs are in it."""
-        with _explained(self.path):
+        with explained(self.path):
             return dict(self._database.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
 
     def windows(self) -> list[Carried]:
         """What earlier runs have written of windows, in the order in which they did."""
-        with _explained(self.path):
+        with explained(self.path):
             found = [_carried.decode(row[0]) for row in self._database.execute("SELECT record FROM windows")]
         return sorted(found, key=lambda record: record.number)
 
     def last_attempt(self) -> int:
         """The highest number that an attempt ever had: those of later runs must be above it."""
-        with _explained(self.path):
+        with explained(self.path):
             [number] = self._database.execute("SELECT value FROM facts WHERE name = 'attempt'").fetchone()
         return int(number)
 
@@ -339,7 +385,7 @@ class Store:
         joins = " LEFT JOIN payloads USING (number)" if submits else ""
         joins += " LEFT JOIN results USING (number)" if results else ""
         sql = f"SELECT {_COLUMNS}, {more} FROM jobs{joins} {where}{' ORDER BY number' if order else ''}"  # noqa: S608 - our own words
-        with _explained(self.path):
+        with explained(self.path):
             for row in self._database.execute(sql, values):
                 yield _job(row)
 
@@ -348,7 +394,7 @@ class Store:
     def write_history(self, rows: Sequence[Past], totals: Mapping[str, int]) -> None:
         """Note what became of sessions, and the totals over all runs. All or nothing."""
         database = self._database
-        with _explained(self.path):
+        with explained(self.path):
             database.execute("BEGIN IMMEDIATE")
             try:
                 for start in range(0, len(rows), STATEMENT_ROWS):
@@ -367,7 +413,7 @@ class Store:
 
     def begin_history(self, now: float) -> dict[str, int]:
         """A new run begins, at this wall-clock second: what lived in the last one was interrupted. Returns the totals until now."""
-        with _explained(self.path):
+        with explained(self.path):
             self._database.execute(
                 "UPDATE history SET state = 'interrupted', ended_at = ? WHERE ended_at IS NULL", (now,)
             )
@@ -376,7 +422,7 @@ class Store:
 
     def past(self, request_id: str) -> Past | None:
         """The last session of a request of any run, or None."""
-        with _explained(self.path):
+        with explained(self.path):
             row = self._database.execute(
                 "SELECT session_id, request_id, provider, model, state, created_at, started_at, ended_at FROM history "
                 "WHERE request_id = ? ORDER BY created_at DESC LIMIT 1",
@@ -386,7 +432,7 @@ class Store:
 
     def sweep_history(self, ended_before: float) -> int:
         """Forget some sessions that ended before this wall-clock second; returns how many."""
-        with _explained(self.path):
+        with explained(self.path):
             done = self._database.execute(
                 "DELETE FROM history WHERE session_id IN "
                 "(SELECT session_id FROM history WHERE ended_at < ? ORDER BY ended_at LIMIT ?)",
@@ -398,35 +444,39 @@ class Store:
 
     def sweep(self, ended_before: float) -> int:
         """Forget some jobs that ended before this wall-clock second; returns how many."""
-        with _explained(self.path):
+        with explained(self.path):
             done = self._database.execute(
                 "DELETE FROM jobs WHERE number IN (SELECT number FROM jobs WHERE ended_at < ? ORDER BY ended_at LIMIT ?)",
                 (ended_before, SWEEP_ROWS),
             )
-            self._database.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+            self._database.executescript("PRAGMA incremental_vacuum(1000)")  # `execute` would free one page of them
         return done.rowcount
 
     def checkpoint(self) -> None:
-        """Copy the write-ahead log into the file, for an idle moment."""
-        with _explained(self.path):
+        """Copy the write-ahead log into the file, for an idle moment.
+
+        The first commit of a log waits for the disk twice, once for the head of the log. So it is made here, where nobody waits.
+        """
+        with explained(self.path):
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._database.execute("UPDATE facts SET value = value + 1 WHERE name = 'probed'")
 
     def compact(self) -> None:
         """Give unused space back to the file system. Takes as much again while it works."""
-        with _explained(self.path):
+        with explained(self.path):
             self._database.execute("VACUUM")
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def integrity(self) -> list[str]:
         """What is wrong with the file; empty where all is well."""
-        with _explained(self.path):
+        with explained(self.path):
             found = [row[0] for row in self._database.execute("PRAGMA integrity_check(100)")]
         return [] if found == ["ok"] else found
 
     def size(self) -> int:
         """Bytes of the file and of what is beside it."""
         total = 0
-        for path in (self.path, *_beside(self.path)):
+        for path in (self.path, *beside(self.path)):
             with contextlib.suppress(FileNotFoundError):
                 total += path.stat().st_size
         return total
@@ -499,98 +549,3 @@ def _job(row: Sequence[Any]) -> Job:
         payload=payload,
         body=body,
     )
-
-
-# Places and errors.
-
-
-def _is_there(path: Path) -> bool:
-    """Whether there is a journal, or was one: a log without its file means that somebody took the file away."""
-    if path.is_symlink() or path.exists():
-        return True
-    log = next((each for each in _beside(path) if each.exists()), None)
-    if log is not None:
-        raise JournalRefused(
-            f"{path} is gone, and {log.name} is still there",
-            hint=f"put the file back, or move {log.name} away to begin without the jobs that it held",
-            path=str(path),
-        )
-    return False
-
-
-def _beside(path: Path) -> list[Path]:
-    return [path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm", "-journal")]
-
-
-def _refuse_place(path: Path) -> None:
-    os.close(open_private_dir(path.parent, create=True))
-    found = network_file_system(path.parent)
-    if found is not None:
-        raise JournalRefused(
-            f"{path.parent} is on a network file system ({found}), where locks and syncs cannot be trusted",
-            hint="name a directory on a local disk (CALLPOOL_HOME)",
-            path=str(path),
-            file_system=found,
-        )
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _damaged(path: Path, found: str) -> JournalRefused:
-    return JournalRefused(
-        f"{path} is damaged: {found[:300]}",
-        hint="restore it from a copy, or move it away to begin without the jobs that it held",
-        path=str(path),
-    )
-
-
-class _explained(contextlib.AbstractContextManager[None]):  # noqa: N801 - it reads as a word
-    """Turns what SQLite says into our words."""
-
-    __slots__ = ("_path",)
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, sqlite3.Error):
-            raise _explain(self._path, error) from error
-
-
-def _explain(path: Path, error: sqlite3.Error) -> Exception:
-    code = getattr(error, "sqlite_errorcode", None)
-    name = getattr(error, "sqlite_errorname", None) or type(error).__name__
-    kind = None if code is None else code & 0xFF
-    said = str(error)
-    if kind == sqlite3.SQLITE_CONSTRAINT:
-        return JournalConflict(f"the journal holds something else: {said}", path=str(path), reason=said)
-    if kind == sqlite3.SQLITE_NOTADB:
-        return JournalRefused(
-            f"{path} is no journal of callpool: {said}",
-            hint="move it away, or name another directory (CALLPOOL_HOME)",
-            path=str(path),
-        )
-    if kind == sqlite3.SQLITE_CORRUPT:
-        return _damaged(path, said)
-    if kind == sqlite3.SQLITE_BUSY:
-        return JournalRefused(
-            f"{path} is open in another program", hint="close it there: only the supervisor may", path=str(path)
-        )
-    if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
-        return JournalUnavailable(
-            f"{path} cannot be written: {said}", hint="look at its rights and at the disk", path=str(path), reason=name
-        )
-    if kind == sqlite3.SQLITE_FULL:
-        return JournalUnavailable(
-            f"there is no room for the journal {path}: {said}",
-            hint="free some space, raise max_bytes in [journal], or keep results for a shorter time",
-            path=str(path),
-            reason=name,
-        )
-    return JournalUnavailable(f"the journal {path} fails: {said} ({name})", path=str(path), reason=name)

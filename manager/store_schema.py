@@ -12,6 +12,8 @@ APPLICATION_ID: Final = 0x43504A31
 """In the file's header: "CPJ1"."""
 VERSION: Final = 1
 """Of the schema, in the file's header as well."""
+FIRST_VERSION: Final = 1
+"""That was ever written."""
 
 MOVE_COLUMNS: Final = (
     "kind", "request_id", "was", "was_attempt", "state", "attempt", "tries", "at",
@@ -119,7 +121,7 @@ CREATE TRIGGER job_ended INSTEAD OF INSERT ON moves WHEN NEW.kind = 'end' BEGIN
         state = NEW.state, ended_at = NEW.at, tries = max(tries, NEW.tries), duration = NEW.duration, had_session = NEW.had_session,
         usage = NEW.usage, fault = NEW.fault
     WHERE request_id = NEW.request_id;
-    INSERT INTO results SELECT number, NEW.content FROM jobs WHERE request_id = NEW.request_id AND NEW.content IS NOT NULL;
+    INSERT OR REPLACE INTO results SELECT number, NEW.content FROM jobs WHERE request_id = NEW.request_id AND NEW.content IS NOT NULL;
     DELETE FROM payloads
     WHERE NEW.state <> 'interrupted' AND number = (SELECT number FROM jobs WHERE request_id = NEW.request_id);
 END;

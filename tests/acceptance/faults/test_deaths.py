@@ -61,10 +61,9 @@ def house() -> Iterator[House]:
 
 
 @MODES
-@pytest.mark.parametrize("leave", [False, True], ids=["without_leave", "with_leave"])
-def test_a_live_call_of_a_killed_worker_is_lost_and_not_made_again(house: House, *, stream: bool, leave: bool) -> None:
+def test_a_live_call_of_a_killed_worker_is_lost_and_not_made_again(house: House, *, stream: bool) -> None:
     eventually(lambda: len(house.pids()) == 2)
-    texts = [f"live {stream} {leave} {number}" for number in range(2)]
+    texts = [f"live {stream} {number}" for number in range(2)]
     handles = [
         ask(
             house.client,
@@ -74,7 +73,6 @@ def test_a_live_call_of_a_killed_worker_is_lost_and_not_made_again(house: House,
             fake={"fault": "stall"},
             timeout=LONG_HANG,
             fallbacks=["fake/other"],
-            retry_in_doubt=leave,
         )
         for text in texts
     ]
@@ -94,6 +92,23 @@ def test_a_live_call_of_a_killed_worker_is_lost_and_not_made_again(house: House,
     good = ask(house.client, f"good {texts[0]}", provider="fake", stream=stream).result(LONG_HANG)
     assert good["content"] == f"echo: good {texts[0]}"
     assert [len(house.seen(text)) for text in texts] == [1, 1], "one request each, also after all of it"
+
+
+@MODES
+def test_with_leave_the_call_of_a_killed_worker_is_made_again(house: House, *, stream: bool) -> None:
+    eventually(lambda: len(house.pids()) == 2)
+    text = f"with leave {stream}"
+    fault = {"fault": "stall", "fault_times": 1}
+    handle = ask(house.client, text, provider="fake", stream=stream, fake=fault, timeout=LONG_HANG, retry_in_doubt=True)
+    eventually(lambda: house.has_begun(text))
+    victim = house.worker_of(handle)
+    assert victim is not None
+    os.kill(house.pids()[victim], signal.SIGKILL)
+    assert handle.result(LONG_HANG)["content"] == f"echo: {text}"
+    record = house.client.show(handle.request_id)
+    assert (record["state"], record["attempt"], calls_in(record)) == ("completed", 2, 2)
+    eventually(lambda: [call.outcome for call in house.seen(text)] == ["client_gone", "answered"])
+    eventually(house.is_at_rest)
 
 
 @MODES
