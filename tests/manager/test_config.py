@@ -158,7 +158,7 @@ def test_names_of_key_files_become_absolute(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("zzz = 2", "1: zzz: unknown key; valid are: clients, organizations, providers, supervisor"),
+        ("zzz = 2", "1: zzz: unknown key; valid are: clients, journal, organizations, providers, retention, supervisor"),
         ("workers = 2", "1: workers: unknown key; it belongs under [supervisor]"),
         ("\n[supervisr]\nworkers = 2", '2: supervisr: unknown key; did you mean "supervisor"?'),
         ("[supervisor]\n\nwokers = 2", '3: supervisor.wokers: unknown key; did you mean "workers"?'),
