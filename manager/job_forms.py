@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from callpool.manager.core.requests import Kind, Phase
+from callpool.manager.core.requests import Kind, Phase, Record
 from callpool.manager.core.states import ENDED, State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from callpool.manager.core.messages import Submit
     from callpool.manager.core.records import Job
+    from callpool.manager.store import Past
 
 STATES = ("queued", "started", *sorted(state.value for state in ENDED - {State.REJECTED}))
 """A job's states in the journal."""
@@ -49,6 +52,10 @@ def exported(job: Job, *, payload: bool, results: bool) -> dict[str, Any]:
     return told
 
 
+_UNKNOWN: Final[dict[str, Any]] = dict.fromkeys(Record.__struct_fields__)
+"""All that a record may tell, and nothing of it."""
+
+
 def record_of(job: Job) -> dict[str, Any]:
     """A job of which only the journal knows, under the names of `Record`; what is not kept of it is None."""
     phases = [(Phase.RECEIVED, job.accepted_at)]
@@ -57,35 +64,51 @@ def record_of(job: Job) -> dict[str, Any]:
     if job.ended_at is not None:
         phases.append((Phase[job.state.upper()], job.ended_at))
     return {
+        **_UNKNOWN,
         "request_id": job.request_id,
         "session_id": _session_of(job),
-        "client": None,
         "provider": job.provider,
         "model": job.model,
         "state": job.state,
         "kind": Kind.CALL.value,
         "attempt": job.tries,
-        "worker": None,
-        "timeout": None,
-        "metadata_bytes": None,
-        "payload_bytes": None,
-        "phases": [
-            {"phase": phase.value, "at": at, "after_seconds": max(0.0, at - job.accepted_at)} for phase, at in phases
-        ],
+        "phases": _phases(phases),
         "duration": job.duration,
         "fault": None if job.fault is None else msgspec.to_builtins(job.fault),
-        "first_token_timeout": None,
-        "idle_timeout": None,
         "attempts": [] if job.kept is None else msgspec.to_builtins(job.kept.tried),
         "name": job.name,
         "priority": job.priority,
         "prompt_tokens": None if job.usage is None else job.usage.prompt,
         "answer_tokens": None if job.usage is None else job.usage.answer,
-        "position": None,
         "durable": True,
-        "blocked": None,
-        "predicted_wait": None,
     }
+
+
+def record_of_past(past: Past) -> dict[str, Any]:
+    """A session of which only the history knows, under the same names."""
+    phases = [(Phase.SESSION_ALLOCATED, past.created_at)]
+    if past.started_at is not None:
+        phases.append((Phase.PROVIDER_CALL_START, past.started_at))
+    if past.ended_at is not None:
+        phases.append((Phase[past.state.upper()], past.ended_at))
+    began = past.created_at if past.started_at is None else past.started_at
+    return {
+        **_UNKNOWN,
+        "request_id": past.request_id,
+        "session_id": past.session_id,
+        "provider": past.provider,
+        "model": past.model,
+        "state": past.state,
+        "phases": _phases(phases),
+        "duration": 0.0 if past.ended_at is None else max(0.0, past.ended_at - began),
+        "attempts": [],
+        "durable": False,
+    }
+
+
+def _phases(phases: Sequence[tuple[Phase, float]]) -> list[dict[str, Any]]:
+    first = phases[0][1]
+    return [{"phase": phase.value, "at": at, "after_seconds": max(0.0, at - first)} for phase, at in phases]
 
 
 def _session_of(job: Job) -> str | None:

@@ -199,11 +199,16 @@ class JobVerbs:
         return asyncio.ensure_future(decide())
 
     def _check(self, _caller: Caller, _arguments: Any) -> asyncio.Future[dict[str, Any]]:
-        """Look through the whole file: `{problems, counts, journal}`."""
+        """Look through the whole file: `{problems, counts, sessions, journal}`."""
         journal = self._journal_or_refuse()
         return _then(
-            journal.ask(lambda store: (store.integrity(), store.counts())),
-            lambda found: {"problems": found[0], "counts": found[1], "journal": journal.describe()},
+            journal.ask(lambda store: (store.integrity(), store.counts(), store.sessions())),
+            lambda found: {
+                "problems": found[0],
+                "counts": found[1],
+                "sessions": found[2],
+                "journal": journal.describe(),
+            },
         )
 
     def _compact(self, _caller: Caller, _arguments: Any) -> asyncio.Future[dict[str, Any]]:

@@ -55,13 +55,14 @@ class JournalFile:
             self._opened = None
 
     def check(self) -> dict[str, Any]:
-        """Look through the whole file: `{problems, counts, journal}`. What keeps a supervisor from opening it is a problem, too."""
+        """Look through the whole file: `{problems, counts, sessions, journal}`. What keeps it from being opened is a problem, too."""
         try:
             store = self._store()
-            problems, counts = store.integrity(), store.counts()
+            problems, counts, sessions = store.integrity(), store.counts(), store.sessions()
         except JournalRefused as error:
-            return {"problems": [error.message], "counts": None, "journal": {"path": str(self._path)}}
-        return {"problems": problems, "counts": counts, "journal": {"path": str(self._path), "bytes": store.size()}}
+            return {"problems": [error.message], "counts": None, "sessions": None, "journal": {"path": str(self._path)}}
+        journal = {"path": str(self._path), "bytes": store.size()}
+        return {"problems": problems, "counts": counts, "sessions": sessions, "journal": journal}
 
     def compact(self) -> dict[str, Any]:
         """Give unused space back: `{before, after}` in bytes."""

@@ -21,7 +21,7 @@ from callpool.manager.core.states import State
 from callpool.manager.errors import BadInput, ShuttingDown, UnknownRequest, from_fault
 from callpool.manager.health import judge
 from callpool.manager.health_facts import Facts, LoopFacts, Surroundings, survey_pool
-from callpool.manager.job_forms import record_of
+from callpool.manager.job_forms import record_of, record_of_past
 from callpool.manager.session_verbs import NoArguments
 from callpool.version import __version__
 
@@ -191,7 +191,7 @@ class RequestVerbs:
         return {"account": arguments.account, "resumed": self._stage.step(AccountResumed(arguments.account))}
 
     def _show(self, _caller: Caller, arguments: _OneRequest) -> Any:
-        """The record of a live or remembered request, else what the journal knows of a job of this id."""
+        """The record of a live or remembered request, else what the journal knows of a job or of a session of this id."""
         record = self._stage.look(lambda core, now: core.show(arguments.request_id, now))
         if record is not None:
             return as_plain(record)
@@ -200,10 +200,13 @@ class RequestVerbs:
     async def _recorded(self, request_id: str) -> dict[str, Any]:
         """The record of a job that the core does not know any more."""
         journal = self._journal
-        job = None if journal is None else await journal.ask(lambda store: store.one(request_id, texts=False))
-        if job is None:
-            raise UnknownRequest(f"no request {request_id[:80]!r}", param="request_id")
-        return record_of(job)
+        if journal is not None:
+            job, past = await journal.ask(lambda store: (store.one(request_id, texts=False), store.past(request_id)))
+            if job is not None:
+                return record_of(job)
+            if past is not None:
+                return record_of_past(past)
+        raise UnknownRequest(f"no request {request_id[:80]!r}", param="request_id")
 
     def _drain(self, _caller: Caller, arguments: _DrainArguments) -> asyncio.Future[dict[str, Any]]:
         if arguments.timeout != 0 and (fault := refuse_timeout(arguments.timeout)) is not None:

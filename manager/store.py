@@ -420,6 +420,12 @@ class Store:
             rows = self._database.execute("SELECT name, value FROM facts WHERE name LIKE 'lifetime_%'").fetchall()
         return {name.removeprefix("lifetime_"): value for name, value in rows}
 
+    def sessions(self) -> int:
+        """How many sessions the history has."""
+        with explained(self.path):
+            [number] = self._database.execute("SELECT count(*) FROM history").fetchone()
+        return int(number)
+
     def past(self, request_id: str) -> Past | None:
         """The last session of a request of any run, or None."""
         with explained(self.path):

@@ -37,7 +37,7 @@ class Door(Protocol):
     """Whoever can be asked about the journal."""
 
     def check(self) -> dict[str, Any]:
-        """Look through the whole file: `{problems, counts, journal}`."""
+        """Look through the whole file: `{problems, counts, sessions, journal}`."""
 
     def compact(self) -> dict[str, Any]:
         """Give unused space back: `{before, after}` in bytes."""
