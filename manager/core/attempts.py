@@ -250,6 +250,10 @@ class Attempts:
         tried = request.route.tried if request.route else ()
         return sum(each.code == "worker_lost" for each in tried)
 
+    def was_called(self, request: Request) -> bool:
+        """Whether any call before this one had begun: then it may have been billed."""
+        return any(each.called for each in request.route.tried) if request.route else False
+
     def never_began(self, request: Request, now: Now, reason: str, effects: list[Effect]) -> None:
         """Its worker died before the call: another one makes it, and the clock starts again with that."""
         self._record(request, now, "worker_lost", reason, 0.0)

@@ -627,20 +627,19 @@ class Core:
         """The worker of this request is gone."""
         if request.ending is not None:
             self.end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
-        elif request.state is State.PROCESSING:
-            lost = self.attempts.lost(request) + 1
-            fault = refusals.worker_lost(request, event.worker, event.reason)
-            if lost >= MAX_LOST_ATTEMPTS:
-                self.end(request, refusals.quarantined(request, event.worker, event.reason, lost), now, effects)
-            elif not self.attempts.goes_on_after_death(request, fault, now, effects):
-                self.end(request, fault, now, effects)
-        elif (
-            lost := self.attempts.lost(request) + 1
-        ) >= MAX_LOST_ATTEMPTS:  # nothing is in doubt: it never got as far as a call
-            self.end(request, refusals.never_started(request, event.worker, event.reason, lost), now, effects)
-        else:
+            return
+        began, lost = request.state is State.PROCESSING, self.attempts.lost(request) + 1
+        if lost >= MAX_LOST_ATTEMPTS:
+            in_doubt = began or self.attempts.was_called(request)
+            why = refusals.quarantined if in_doubt else refusals.never_started
+            self.end(request, why(request, event.worker, event.reason, lost), now, effects)
+        elif not began:
             reason = f"worker {event.worker} {event.reason} before the call began"
             self.attempts.never_began(request, now, reason, effects)
+        else:
+            fault = refusals.worker_lost(request, event.worker, event.reason)
+            if not self.attempts.goes_on_after_death(request, fault, now, effects):
+                self.end(request, fault, now, effects)
 
     def _account_closed(self, event: AccountClosed, _now: Now, _effects: list[Effect]) -> None:
         self.ledger.accounts[event.account].scope.closed = event.reason

@@ -44,6 +44,19 @@ def test_with_leave_it_is_called_again_and_the_third_death_is_the_last() -> None
     assert b.core.suspects == {}
 
 
+def test_deaths_before_a_call_count_as_well_and_what_was_called_once_is_not_said_to_be_untouched() -> None:
+    b = pool()
+    b.submit("r", retry_in_doubt=True, max_attempts=10)
+    called(b)
+    b.start("r")
+    kill(b, b.holder("r")[0])
+    called(b)
+    kill(b, b.holder("r")[0])
+    called(b)
+    [done] = ends(kill(b, b.holder("r")[0]))
+    assert (done.state, done.fault.code if done.fault else None) == ("error", "quarantined")
+
+
 def test_without_leave_the_first_death_is_its_end() -> None:
     b = pool()
     b.submit("r")

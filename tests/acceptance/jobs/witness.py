@@ -101,7 +101,7 @@ def judge(
     for request_id, state in states.items():
         made, allowed = calls[request_id], is_allowed(int(request_id.rpartition("-")[2]))
         seen[state] += 1
-        given_up = deaths and (state == "interrupted" or (state == "error" and not made))
+        given_up = deaths and state in ("interrupted", "error")
         assert state in ("completed", "interrupted") or given_up, f"{request_id} is {state}"
         if state == "completed":
             assert made >= 1, f"{request_id} has an answer, and the provider was never asked"
