@@ -23,7 +23,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from callpool.manager import failpoints
-from callpool.manager.core.pending import Batch, Pending
+from callpool.manager.core.pending import Batch, Pending, is_order
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits
 from callpool.manager.core.states import State
 from callpool.manager.errors import UNWRITABLE, CallpoolError, JournalUnavailable, from_fault, to_fault
@@ -268,8 +268,8 @@ class Journal:
         found = self._store.known(new) if new else None
         return self._store.find(found) if found else {}
 
-    def _write(self, records: Sequence[Record], windows: Sequence[Carried] = ()) -> int:
-        """Write all; where one is of a past that is over, or can never be written, all but such ones. Returns how many these were.
+    def _write(self, records: Sequence[Record], windows: Sequence[Carried] = ()) -> list[Record]:
+        """Write all; where one is of a past that is over, or can never be written, all but such ones. Returns these.
 
         Or it would keep all others from the disk, for ever. What is new is not left out: its submitter must not hear that it was taken.
         """
@@ -281,23 +281,26 @@ class Journal:
             refused = self._store.write_each(records)
             for each in refused:
                 log.error("a record was refused: %s", type(each).__name__)  # noqa: TRY400 - where it was found tells nothing
-            return len(refused)
-        return 0
+            return refused
+        return []
 
     # Back on the loop.
 
     def _counted(self, in_doubt: int) -> None:
         self.in_doubt = in_doubt
 
-    def _committed(self, batch: Batch, known: dict[str, Job], refused: int) -> None:
+    def _committed(self, batch: Batch, known: dict[str, Job], refused: list[Record]) -> None:
         if failpoints.armed:
             failpoints.hit("batch.told")
         self._stop_waiting()
         self.commits += 1
         self.records += len(batch.records) + len(batch.windows)
-        self.conflicts += refused
+        self.conflicts += len(refused)
         self.in_doubt += sum(map(_doubt_of, batch.records))
         was_down, self.fault = self.fault, None
+        for record in refused:
+            if type(record) is AttemptStarted:  # a call that is not on the disk must not be made
+                batch.effects = [each for each in batch.effects if not is_order(each, record.request_id)]
         effects = self._pending.committed(batch, known)
         for waiter in batch.waiters:
             _settle(waiter)
@@ -368,7 +371,7 @@ class Journal:
         elif self._pending.open:
             self._fly()  # what was kept first: `_committed` says that all is well
         else:
-            self._committed(Batch(), {}, 0)
+            self._committed(Batch(), {}, [])
 
     # Questions and housekeeping.
 

@@ -95,9 +95,7 @@ class Pending:
     def _never_send(self, request_id: str) -> None:
         """Its attempt is over before its worker heard of it, and the worker's number may be another process's by now."""
         for batch in self._batches():
-            batch.effects = [
-                each for each in batch.effects if not (type(each) is ToWorker and about(each) == request_id)
-            ]
+            batch.effects = [each for each in batch.effects if not is_order(each, request_id)]
 
     def worker_down(self, worker: int) -> None:
         """A worker has ended: what it was to be sent is not for the next one of its number."""
@@ -221,3 +219,8 @@ def about(effect: Effect) -> str | None:
     """The id of the request that an effect is about."""
     said: Any = effect.message if type(effect) is ToClient else effect.order if type(effect) is ToWorker else None
     return getattr(said, "request_id", None)
+
+
+def is_order(effect: Effect, request_id: str) -> bool:
+    """Whether it is for a worker, about this request."""
+    return type(effect) is ToWorker and about(effect) == request_id

@@ -157,6 +157,19 @@ def test_an_id_that_the_journal_has_is_told_and_all_about_it_is_dropped(path: Pa
     at_work(path, test)
 
 
+def test_a_call_whose_start_is_refused_is_not_made(path: Path) -> None:
+    async def test(desk: Desk) -> None:
+        await desk.held_up(accepted("a"), accepted("b"))
+        desk.take(started("a", attempt=1, was=7), started("b", attempt=2))
+        assert desk.journal.defer(dispatched("a", 1))
+        assert desk.journal.defer(dispatched("b", 2))
+        desk.store.gate.set()
+        await desk.journal.settled()
+        assert desk.heard == [dispatched("b", 2)]
+
+    at_work(path, test)
+
+
 def test_a_conflict_takes_nothing_else_with_it(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test(desk: Desk) -> None:
         await desk.written(*whole("old"))
