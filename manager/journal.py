@@ -167,9 +167,13 @@ class Journal:
         """Keep an effect back until the records of its request are durable; False where there are none to wait for."""
         return self._pending.defer(effect)
 
-    def worker_down(self, worker: int) -> None:
-        """A worker has ended: what waits for it is not for the next one of its number."""
-        self._pending.worker_down(worker)
+    def worker_down(self, worker: int) -> list[str]:
+        """A worker has ended: what waits for it is not for the next one of its number. Returns whose calls it never heard of."""
+        return self._pending.worker_down(worker)
+
+    def holds_for(self, worker: int) -> bool:
+        """Whether anything that a worker is to be sent is held back."""
+        return self._pending.holds_for(worker)
 
     async def settled(self) -> None:
         """Wait until all records until now are durable. Raises JournalUnavailable where they cannot be."""

@@ -287,9 +287,8 @@ class Service:
 
     def worker_down(self, worker: int, reason: str) -> None:
         """A worker has ended and its pipe is empty."""
-        if self.journal is not None:
-            self.journal.worker_down(worker)
-        self.apply([WorkerDown(worker, reason)])
+        unsent = [] if self.journal is None else self.journal.worker_down(worker)
+        self.apply([WorkerDown(worker, reason, unsent)])
 
     def close_account(self, account: str, reason: str | None) -> None:
         """Hold back an account's requests, or with None let them go on."""

@@ -254,9 +254,13 @@ class Attempts:
         """Whether any call before this one had begun: then it may have been billed."""
         return any(each.called for each in request.route.tried) if request.route else False
 
-    def never_began(self, request: Request, now: Now, reason: str, effects: list[Effect]) -> None:
-        """Its worker died before the call: another one makes it, and the clock starts again with that."""
-        self._record(request, now, "worker_lost", reason, 0.0)
+    def never_began(self, request: Request, now: Now, reason: str | None, effects: list[Effect]) -> None:
+        """Its worker died before the call: another one makes it, and the clock starts again with that.
+
+        `reason`: of the death, where the worker had been told of it; it may have died of that.
+        """
+        if reason is not None:
+            self._record(request, now, "worker_lost", reason, 0.0)
         if request.route is not None:
             request.route.tries_here -= 1
             if request.route.tries_here == 0 and not any(each.called for each in request.route.tried):

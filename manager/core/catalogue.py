@@ -133,9 +133,10 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             return []
         targets = dict.fromkeys(Target(*name.split("/", 1)) for name in named)
         own = (submit.provider, submit.model)
-        return [target for target in targets if target != own and self._can_serve(target, submit)]
+        return [target for target in targets if target != own and self.can_serve(target, submit)]
 
-    def _can_serve(self, target: Target, submit: Submit) -> bool:
+    def can_serve(self, target: Target, submit: Submit) -> bool:
+        """Whether this request's operation can be done there, as far as the configuration knows."""
         entry = self.providers.get(target.provider)
         if entry is None or entry.refusal is not None:
             return False

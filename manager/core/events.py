@@ -133,6 +133,8 @@ class WorkerDown(_Event, frozen=True):
 
     worker: int
     reason: str
+    unsent: list[str] = []
+    """Requests whose dispatch was still held back: it never heard of them."""
 
 
 class Reported(_Event, frozen=True):

@@ -20,7 +20,7 @@ from callpool.manager.core.events import Answer, ToClient, ToJournal
 from callpool.manager.core.messages import Accepted, Done, Rejected
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits, Kept, fingerprint
 from callpool.manager.core.requests import Kind, Phase
-from callpool.manager.core.retry import Route, Target
+from callpool.manager.core.retry import Attempt, Route, Target
 from callpool.manager.core.states import Move, State, advance
 
 if TYPE_CHECKING:
@@ -36,9 +36,14 @@ if TYPE_CHECKING:
     )
     from callpool.manager.core.faults import Fault
     from callpool.manager.core.machine import Core
-    from callpool.manager.core.messages import ClientEvent
+    from callpool.manager.core.messages import ClientEvent, Submit
     from callpool.manager.core.records import Job, Was
     from callpool.manager.core.requests import Now, Request
+
+
+MAX_LOST_ATTEMPTS = 3
+"""Calls of one request that may be lost with their workers, or with a supervisor: with the last it is quarantined, for it may be what
+kills them."""
 
 
 class Ticket:
@@ -243,11 +248,9 @@ class Jobs:
             if job.state == "queued":
                 self.recovered += 1
                 self._go_on(job, now, effects)
-            elif job.submit.retry_in_doubt and tries_here < self._core.attempts.most_calls(job.submit):
+            elif self._may_be_called_again(job, tries_here):
                 self.recovered += 1
-                request = self._go_on(job, now, effects, was="started")
-                if request.route is not None:
-                    request.route.tries_here = tries_here
+                self._go_on(_lost_once_more(job, tries_here), now, effects, was="started")
             else:
                 self.interrupted += 1
                 fault = refusals.lost_with_supervisor(job.tries)
@@ -255,6 +258,13 @@ class Jobs:
                     job.request_id, "started", job.attempt, State.INTERRUPTED.value, now.wall, job.tries, 0.0, True, None, fault
                 )  # fmt: skip
                 effects.append(ToJournal(ended))
+
+    def _may_be_called_again(self, job: Job, tries_here: int) -> bool:
+        """Whether a job whose call the last run did not end may have another one: each may be paid for."""
+        if job.submit is None or not job.submit.retry_in_doubt:
+            return False
+        lost = 1 + sum(each.code == "worker_lost" for each in (job.kept.tried if job.kept else ()))
+        return tries_here < self._core.attempts.most_calls(job.submit) and lost < MAX_LOST_ATTEMPTS
 
     def resolve(self, event: JobResolved, now: Now, effects: list[Effect]) -> None:
         """A person decides about a job in doubt: it is called again, or has failed."""
@@ -265,8 +275,13 @@ class Jobs:
         if fault is not None or job.submit is None:
             effects.append(Answer(fault=fault or refusals.not_in_doubt(job.request_id, job.state)))
             return
-        if event.retry:
-            self._go_on(job, now, effects, was="interrupted")
+        if event.retry:  # a person's word: all of its time, and all of its calls, begin anew
+            kept = (
+                None
+                if job.kept is None
+                else Kept(job.kept.provider, job.kept.model, parts=job.kept.parts, partial=job.kept.partial)
+            )
+            self._go_on(msgspec.structs.replace(job, kept=kept), now, effects, was="interrupted")
         else:
             failed = refusals.given_up(job.fault)
             ended = JobEnded(
@@ -287,7 +302,9 @@ class Jobs:
         waited = min(max(0.0, now.wall - job.accepted_at), LONGEST_WAIT)  # the wall clock may have jumped
         request.since = now.monotonic - waited
         request.tries, request.attempt = job.tries, job.attempt
-        request.queue_timeout = submit.queue_timeout
+        if not request.tokens.prompt:
+            request.tokens = core.reckon(submit)
+        request.queue_timeout = submit.queue_timeout if job.tries == 0 else None  # it is for the first call alone
         refused = core.catalogue.refuse(submit)
         if refused is None:
             request.timeouts = core.catalogue.timeouts_for(submit)
@@ -299,12 +316,14 @@ class Jobs:
         advance(request, Move.ENQUEUE)
         core.mark(request, Phase.QUEUED, now)
         if job.kept is not None:
-            _restore(request, job.kept, core)
+            _restore(request, job.kept, submit, core)
         if was != "queued":
             self._record_wait(request, now, effects)
         if refused is not None:
             ticket.blocked = refused.message
             core.scheduler.rest(request)
+            if request.queue_timeout is not None:
+                core.waits.set(request.request_id, request.since + request.queue_timeout)
         elif self.down is not None:
             self.rest(request)
         else:
@@ -382,6 +401,8 @@ class Jobs:
         self._core.attempts.never_sent(request, now)
         if request.ending is not None:
             self._core.end(request, request.ending, now, effects)
+        elif self._core.drain is not None:
+            self._park(request)
         else:
             self.rest(request)
 
@@ -418,14 +439,25 @@ def _kept(request: Request, now: Now) -> Kept:
     )
 
 
-def _restore(request: Request, kept: Kept, core: Core) -> None:
+def _lost_once_more(job: Job, tries_here: int) -> Job:
+    """A job whose supervisor ended during its call: that call counts, and so does what it lost."""
+    kept = job.kept or Kept(job.provider, job.model, None)
+    attempt = Attempt(job.tries, kept.provider, kept.model, None, True, 0.0, "worker_lost", "the supervisor ended", 0.0)
+    return msgspec.structs.replace(
+        job, kept=msgspec.structs.replace(kept, tries_here=tries_here, tried=[*kept.tried, attempt])
+    )
+
+
+def _restore(request: Request, kept: Kept, submit: Submit, core: Core) -> None:
     """The same again, in a later run."""
     route = request.route
     if route is None:
         return
     elsewhere = Target(kept.provider, kept.model)
-    if elsewhere != request.target and request.timeouts is not None and elsewhere.provider in core.catalogue.providers:
+    if elsewhere != request.target and request.timeouts is not None and core.catalogue.can_serve(elsewhere, submit):
         core.attempts.aim(request, elsewhere)
-    route.fallbacks[:] = [Target(*each) for each in kept.fallbacks]
+    if kept.fallbacks is not None:  # those of then that there still are
+        targets = [Target(*each) for each in kept.fallbacks]
+        route.fallbacks[:] = [each for each in targets if core.catalogue.can_serve(each, submit)]
     route.remaining, route.tries_here, route.refusals = kept.remaining, kept.tries_here, kept.refusals
     route.parts, route.partial, route.tried = kept.parts, kept.partial, list(kept.tried)

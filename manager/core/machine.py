@@ -72,7 +72,7 @@ from callpool.manager.core.events import (
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.functions import Functions
 from callpool.manager.core.held import HeldSessions
-from callpool.manager.core.jobs import Jobs
+from callpool.manager.core.jobs import MAX_LOST_ATTEMPTS, Jobs
 from callpool.manager.core.limits import Usage
 from callpool.manager.core.messages import (
     PLACE_BYTES,
@@ -108,8 +108,6 @@ LEASE_TICK = 0.02
 END_GRACE = 3.0
 """Seconds to wait for a worker's acknowledgement of a cancel before the slot is taken back without it."""
 BYTES_A_TOKEN = 4
-MAX_LOST_ATTEMPTS = 3
-"""Dispatches of one request that may be lost with their workers: with the last it is quarantined, for it may be what kills them."""
 
 _OUTCOME_OF = {
     State.COMPLETED: (Move.COMPLETE, Outcome.COMPLETED, Phase.COMPLETED),
@@ -300,10 +298,8 @@ class Core:
         request = self.receive(event.client, submit, event.session_id, Kind.CALL, now, event.name)
         request.timeouts = self.catalogue.timeouts_for(submit)
         request.queue_timeout = self.catalogue.queue_timeout_for(submit)
-        if (
-            not request.tokens.prompt and submit.operation != "models"
-        ):  # nobody has reckoned: text is about four bytes a token
-            request.tokens = Usage(len(submit.payload) // BYTES_A_TOKEN, request.tokens.answer)
+        if not request.tokens.prompt:
+            request.tokens = self.reckon(submit)
         request.route = self.attempts.route_for(submit)
         if submit.durable:
             self.jobs.accept(request, event, now, effects)
@@ -326,6 +322,11 @@ class Core:
             self.by_client.setdefault(client, set()).add(request.request_id)
         self.mark(request, Phase.RECEIVED, now)
         return request
+
+    def reckon(self, submit: Submit) -> Usage:
+        """What a request will use whose client has not reckoned: text is about four bytes a token."""
+        prompt = 0 if submit.operation == "models" else len(submit.payload) // BYTES_A_TOKEN
+        return Usage(prompt, submit.tokens.answer)
 
     def number_attempt(self, request: Request) -> None:
         """It is dispatched once more, under a number that no other dispatch ever has."""
@@ -627,6 +628,9 @@ class Core:
         """The worker of this request is gone."""
         if request.ending is not None:
             self.end(request, request.ending, now, effects)  # its socket died with the worker: that is an end
+            return
+        if request.request_id in event.unsent:
+            self.attempts.never_began(request, now, None, effects)  # the worker never heard of it
             return
         began, lost = request.state is State.PROCESSING, self.attempts.lost(request) + 1
         if lost >= MAX_LOST_ATTEMPTS:

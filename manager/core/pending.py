@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from callpool.manager.core.carried import Carried
 from callpool.manager.core.events import ToClient, ToWorker
-from callpool.manager.core.messages import Done
+from callpool.manager.core.messages import Dispatch, Done
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits
 
 if TYPE_CHECKING:
@@ -97,10 +97,24 @@ class Pending:
         for batch in self._batches():
             batch.effects = [each for each in batch.effects if not is_order(each, request_id)]
 
-    def worker_down(self, worker: int) -> None:
-        """A worker has ended: what it was to be sent is not for the next one of its number."""
+    def worker_down(self, worker: int) -> list[str]:
+        """A worker has ended: what it was to be sent is not for the next one of its number. Returns whose calls it never heard of."""
+        unsent = []
         for batch in self._batches():
-            batch.effects = [each for each in batch.effects if not (type(each) is ToWorker and each.worker == worker)]
+            kept: list[Effect] = []
+            for each in batch.effects:
+                if type(each) is not ToWorker or each.worker != worker:
+                    kept.append(each)
+                elif type(each.order) is Dispatch:
+                    unsent.append(each.order.request_id)
+            batch.effects = kept
+        return unsent
+
+    def holds_for(self, worker: int) -> bool:
+        """Whether anything that a worker is to be sent is held back."""
+        return any(
+            type(each) is ToWorker and each.worker == worker for batch in self._batches() for each in batch.effects
+        )
 
     def behind(self, request_id: str) -> Batch | None:
         """What must be durable before anything about this request is done; None where all is."""

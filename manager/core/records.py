@@ -60,7 +60,8 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, gc=False):
     provider: str
     model: str
     """Where it waits; a fallback, perhaps."""
-    fallbacks: list[tuple[str, str]] = []
+    fallbacks: list[tuple[str, str]] | None = None
+    """None: those of the submit, or of the configuration."""
     remaining: float | None = None
     """Seconds of its timeout that are left; None: all of it."""
     tries_here: int = 0

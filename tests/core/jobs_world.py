@@ -489,10 +489,10 @@ class JobsWorld:
     def worker_dies(self) -> None:
         if self.workers:
             number = self.chance.choice(list(self.workers))
-            self.pending.worker_down(number)
+            unsent = self.pending.worker_down(number)
             for call in self.workers.pop(number):
                 self.lose(call)
-            self.apply(WorkerDown(number, "was killed"))
+            self.apply(WorkerDown(number, "was killed", unsent))
 
     def cancel(self) -> None:
         if self.bodies and self.chance.random() < 0.5:

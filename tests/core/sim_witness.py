@@ -25,7 +25,8 @@ from callpool.manager.core.events import (
     ToWorker,
     WorkerDown,
 )
-from callpool.manager.core.machine import END_GRACE, MAX_LOST_ATTEMPTS
+from callpool.manager.core.jobs import MAX_LOST_ATTEMPTS
+from callpool.manager.core.machine import END_GRACE
 from callpool.manager.core.messages import (
     Accepted,
     CancelCall,

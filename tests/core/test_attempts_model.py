@@ -21,7 +21,7 @@ from callpool.manager.core.events import (
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
-from callpool.manager.core.machine import MAX_LOST_ATTEMPTS
+from callpool.manager.core.jobs import MAX_LOST_ATTEMPTS
 from callpool.manager.core.messages import (
     CancelCall,
     Chunk,

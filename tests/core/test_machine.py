@@ -23,7 +23,8 @@ from callpool.manager.core.events import (
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
-from callpool.manager.core.machine import END_GRACE, MAX_LOST_ATTEMPTS, state_of
+from callpool.manager.core.jobs import MAX_LOST_ATTEMPTS
+from callpool.manager.core.machine import END_GRACE, state_of
 from callpool.manager.core.messages import (
     Accepted,
     CancelCall,
