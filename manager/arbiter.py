@@ -31,12 +31,22 @@ from callpool.manager.core.messages import Continues, Finished, Heartbeat, Ready
 from callpool.manager.core.pools import PoolCounts, total
 from callpool.manager.core.restarts import Failure, Restarts
 from callpool.manager.link import Link
-from callpool.manager.recycling import RECYCLE_AGAIN, RECYCLE_EVERY, RETIRE_GRACE, Limits, Why, choose, resident_bytes
+from callpool.manager.recycling import (
+    RECYCLE_AGAIN,
+    RECYCLE_EVERY,
+    RETIRE_AGAIN,
+    RETIRE_GRACE,
+    Limits,
+    Why,
+    choose,
+    resident_bytes,
+)
 from callpool.manager.slots import Slot, WorkerEvents, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from callpool.manager.children import Child
     from callpool.manager.core.messages import Piece, Started, WorkerOrder
 
 log = logging.getLogger(__name__)
@@ -379,7 +389,16 @@ class Arbiter:
         new.take_place_of(old)
         old.state = WorkerState.RETIRING
         self._events.worker_retiring(old.number)
-        self.send(old.number, Retire())
+        self._tell_to_retire(old, old.child)
+
+    def _tell_to_retire(self, slot: Slot, child: Child | None) -> None:
+        """Send it behind all calls that it was given: some may still wait for the journal's disk."""
+        if slot.child is not child or slot.state is not WorkerState.RETIRING:
+            return  # it has ended meanwhile
+        if self._events.may_retire(slot.number):
+            self.send(slot.number, Retire())
+        else:
+            slot.timers.append(self._loop.call_later(RETIRE_AGAIN, self._tell_to_retire, slot, child))
 
     def _recycled(self, slot: Slot) -> None:
         """One that retired has gone, and was replaced before."""

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from callpool.manager.clocks import WallClock
 from callpool.manager.store import Past
 
 if TYPE_CHECKING:
@@ -26,6 +29,9 @@ log = logging.getLogger(__name__)
 INTERVAL: Final = 1.0
 """Seconds between two batches."""
 SWEEP_INTERVAL: Final = 60.0
+"""Seconds between two looks for what is past its time, where the last one found less than a lot."""
+MOST_SESSIONS: Final = 500_000
+"""Sessions that are kept at most, whatever their age: about 330 bytes each, so 165 MB of the journal's `max_bytes`."""
 DAY: Final = 86_400.0
 
 
@@ -48,6 +54,7 @@ class History:
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._swept_at = 0.0
+        self._clock = WallClock(time.time(), self._loop.time())
         self.failures = 0
         """Batches that could not be written: their sessions are not in the history."""
 
@@ -63,7 +70,7 @@ class History:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(INTERVAL, self._tick)
-        if not self._busy and self._journal.fault is None:
+        if not self._busy and (self._journal.fault is None or self._journal.is_full):
             self._write()
 
     def _write(self) -> None:
@@ -72,23 +79,27 @@ class History:
         if not rows and not sweeps:
             return
         self._busy = True
-        before = None
+        before = wall - self._seconds if self._clock.is_steady(wall, self._loop.time()) else None
         if sweeps:
-            self._swept_at, before = self._loop.time(), wall - self._seconds
+            self._swept_at = self._loop.time()
 
-        def write(store: Store) -> None:
+        def write(store: Store) -> int:
+            swept = store.sweep_history(before, MOST_SESSIONS) if sweeps else 0  # first, for it makes room
             if rows:
                 store.write_history(rows, totals)
-            if before is not None:
-                store.sweep_history(before)
+            return swept
 
         self._journal.ask(write).add_done_callback(self._written)
 
-    def _written(self, done: asyncio.Future[None]) -> None:
+    def _written(self, done: asyncio.Future[int]) -> None:
         self._busy = False
-        if not done.cancelled() and (error := done.exception()) is not None:
+        if done.cancelled():
+            return
+        if (error := done.exception()) is not None:
             self.failures += 1
             log.warning("the history of sessions could not be written: %s", error)
+        elif done.result():
+            self._swept_at = -math.inf  # there may be more of them: go on with the next batch
 
 
 def _news(core: Core, now: Now) -> tuple[list[Past], dict[str, int], float]:

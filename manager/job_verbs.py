@@ -109,7 +109,12 @@ class JobVerbs:
         if self._journal is None:
             self._outlets.to_client(caller.client, Rejected(request_id, _no_journal().fault))
         elif not self._stage.step(JobWatched(caller.client, request_id)):
-            asyncio.ensure_future(self._tell_end(self._journal, caller.client, request_id)).add_done_callback(_say)
+            self.tell_end(caller.client, request_id)
+
+    def tell_end(self, client: str, request_id: str) -> None:
+        """Tell a client how a job has ended, as soon as the journal has said it."""
+        if self._journal is not None:
+            asyncio.ensure_future(self._tell_end(self._journal, client, request_id)).add_done_callback(_say)
 
     async def _tell_end(self, journal: Journal, client: str, request_id: str) -> None:
         try:

@@ -23,17 +23,19 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from callpool.manager import failpoints
+from callpool.manager.clocks import WallClock
 from callpool.manager.core.pending import Batch, Pending, is_order
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits
 from callpool.manager.core.states import State
 from callpool.manager.errors import UNWRITABLE, CallpoolError, JournalUnavailable, from_fault, to_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from callpool.manager.core.carried import Carried
     from callpool.manager.core.events import Effect
     from callpool.manager.core.faults import Fault
+    from callpool.manager.core.pending import Undone
     from callpool.manager.core.records import Job, Record
     from callpool.manager.store import Store
 
@@ -65,11 +67,14 @@ class JournalOwner(Protocol):
     def perform(self, effects: Sequence[Effect]) -> None:
         """Do what waited for records that are durable now."""
 
-    def jobs_known(self, jobs: dict[str, Job]) -> None:
-        """The journal has jobs of these ids already: what was recorded of new ones was left out."""
+    def jobs_known(self, jobs: dict[str, Job], submits: dict[str, tuple[bytes, list[str]]]) -> None:
+        """The journal has jobs of these ids already: what was recorded of new ones was left out.
 
-    def journal_down(self, fault: Fault, refused: list[str], unstarted: list[str]) -> None:
-        """Nothing can be written; these were refused, and the starts of these taken back."""
+        `submits`: (fingerprint of the new one, clients that were to be told something).
+        """
+
+    def journal_down(self, fault: Fault, undone: Undone) -> None:
+        """Nothing can be written; some jobs were refused, and the starts of some taken back."""
 
     def journal_up(self) -> None:
         """It can be written again."""
@@ -110,6 +115,7 @@ class Journal:
         self._housekeeping: asyncio.TimerHandle | None = None
         self._written_at = self._swept_at = 0.0
         self._checkpointed = True
+        self._clock = WallClock(time.time(), time.monotonic())
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="callpool-journal", daemon=True)
 
@@ -242,6 +248,7 @@ class Journal:
             log.warning("the journal has outlived its supervisor's loop")
 
     def _commit(self, batch: Batch) -> None:
+        known: dict[str, Job] = {}
         try:
             known = self._known(batch)
             records = [each for each in batch.records if each.request_id not in known] if known else batch.records
@@ -253,7 +260,7 @@ class Journal:
         except Exception as error:
             if not isinstance(error, CallpoolError):
                 log.exception("the journal broke")
-            self._back(self._failed, batch, _unavailable(error))
+            self._back(self._failed, batch, _unavailable(error), known)
         else:
             self._back(self._committed, batch, known, refused)
 
@@ -269,8 +276,8 @@ class Journal:
     def _known(self, batch: Batch) -> dict[str, Job]:
         """The jobs that the journal has already of those that are new here."""
         new = [each.request_id for each in batch.records if type(each) is JobAccepted]
-        found = self._store.known(new) if new else None
-        return self._store.find(found) if found else {}
+        found = self._store.known(new) if new else ()
+        return {key: job for key in found if (job := self._store.one(key, texts=False)) is not None}
 
     def _write(self, records: Sequence[Record], windows: Sequence[Carried] = ()) -> list[Record]:
         """Write all; where one is of a past that is over, or can never be written, all but such ones. Returns these.
@@ -308,6 +315,8 @@ class Journal:
         effects = self._pending.committed(batch, known)
         for waiter in batch.waiters:
             _settle(waiter)
+        if known:  # before anything that lets the queue move on: what is known must not go out
+            self._owner.jobs_known(known, self._submits(batch, known))
         if batch.windows or self._was_slow:
             self._was_slow = False
             self._owner.windows_written(batch.windows[-1].number if batch.windows else 0)
@@ -315,21 +324,29 @@ class Journal:
             log.info("the journal can be written again")
             self._tasks.put(self._count)  # a disk that failed may have written all the same
             self._owner.journal_up()
-        if known:
-            self._owner.jobs_known(known)
         if effects:
             self._owner.perform(effects)
         self.turn()
 
-    def _failed(self, batch: Batch, fault: Fault) -> None:
+    def _submits(self, batch: Batch, known: Collection[str]) -> dict[str, tuple[bytes, list[str]]]:
+        """Known job → (fingerprint of the submit that met it, clients that were to be told something)."""
+        return {
+            each.request_id: (each.fingerprint, self._pending.bereft.get(each.request_id, []))
+            for each in batch.records
+            if type(each) is JobAccepted and each.request_id in known
+        }
+
+    def _failed(self, batch: Batch, fault: Fault, known: Collection[str]) -> None:
         self._stop_waiting()
         undone = self._pending.failed(batch)
+        if known:  # of these the disk has something else, which says nothing of the batch
+            self._pending.suspect = [each for each in self._pending.suspect if each.request_id not in known]
         if self.fault is None or self.fault.message != fault.message:
             log.error("the journal cannot be written: %s", fault.message)
         self.fault = fault
         for waiter in undone.waiters:
             _fail(waiter, from_fault(fault))
-        self._owner.journal_down(fault, undone.refused, undone.unstarted)
+        self._owner.journal_down(fault, undone)
         if undone.at_once:
             self._owner.perform(undone.at_once)
         if not self._closed:
@@ -348,7 +365,7 @@ class Journal:
     def _probe(self, suspect: Sequence[Record], undone: Sequence[Record]) -> None:
         """On the writing thread: whether it can be written, with a fresh look at the file where the disk had failed."""
         try:
-            if not self._is_full():  # without room, SQLite has done nothing wrong; all else it may remember wrongly
+            if not self.is_full:  # without room, SQLite has done nothing wrong; all else it may remember wrongly
                 self._store.reopen()
             self._store.undo(undone)  # also where there is nothing to undo: it writes
             written = self._store.holds(suspect)
@@ -409,7 +426,7 @@ class Journal:
     def _keep_house(self) -> None:
         """In idle moments: copy the log into the file, and forget what is past its time. A full one forgets, too: it makes room."""
         now = self._loop.time()
-        if self._is_full() or (self.fault is None and self._pending.flying is None):
+        if self.is_full or (self.fault is None and self._pending.flying is None):
             if not self._checkpointed and now - self._written_at >= IDLE_CHECKPOINT:
                 self._checkpointed = True
                 self.ask(_checkpoint).add_done_callback(_say)
@@ -420,7 +437,10 @@ class Journal:
 
     def _sweep(self, store: Store) -> int:
         failpoints.hit("sweep.before")
-        swept = store.sweep(time.time() - self._keep_seconds)
+        wall = time.time()
+        if not self._clock.is_steady(wall, time.monotonic()):
+            return 0
+        swept = store.sweep(wall - self._keep_seconds)
         failpoints.hit("sweep.after")
         if swept and self.in_doubt:  # they may be among them
             self._count()
@@ -431,7 +451,9 @@ class Journal:
         if not done.cancelled() and done.exception() is None and done.result():
             self._swept_at = -math.inf  # there may be more of them: go on at the next look
 
-    def _is_full(self) -> bool:
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing can be written because there is no room: what makes room is written all the same."""
         return self.fault is not None and self.fault.details.get("reason") == "SQLITE_FULL"
 
     def describe(self) -> dict[str, Any]:

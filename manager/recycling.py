@@ -20,6 +20,8 @@ RECYCLE_EVERY: Final = 5.0
 must not become a loop of starts. So there are at most twelve a minute."""
 RECYCLE_AGAIN: Final = 60.0
 """Seconds until another attempt after a replacement that never got ready: the old worker still works."""
+RETIRE_AGAIN: Final = 0.02
+"""Seconds between two looks whether all that a retiring worker was given has been sent to it."""
 RETIRE_GRACE: Final = 10.0
 """Seconds for a worker to go when its last call has ended: twice what it takes at most to close its connections."""
 

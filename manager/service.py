@@ -37,6 +37,7 @@ from callpool.manager.core.events import (
     Drained,
     Effect,
     Event,
+    FromJournal,
     FunctionAsked,
     JobKnown,
     JobsRecovered,
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from callpool.manager.core.lifecycle import Fresh
     from callpool.manager.core.machine import Core
     from callpool.manager.core.messages import ClientEvent, WorkerOrder
+    from callpool.manager.core.pending import Undone
     from callpool.manager.core.records import Job
     from callpool.manager.holders import Caller
     from callpool.manager.store import Store
@@ -217,13 +219,13 @@ class Service:
         if len(effects) <= FEW:
             self._flush(effects)
 
-    def jobs_known(self, jobs: dict[str, Job]) -> None:
+    def jobs_known(self, jobs: dict[str, Job], submits: dict[str, tuple[bytes, list[str]]]) -> None:
         """The journal has jobs of these ids already. One step: or what one of them frees might go to the next."""
-        self.apply([JobKnown(request_id, job) for request_id, job in jobs.items()])
+        self.apply([JobKnown(request_id, job, *submits[request_id]) for request_id, job in jobs.items()])
 
-    def journal_down(self, fault: Fault, refused: list[str], unstarted: list[str]) -> None:
+    def journal_down(self, fault: Fault, undone: Undone) -> None:
         """Nothing can be written down now."""
-        self.apply([JournalDown(fault, refused, unstarted)])
+        self.apply([JournalDown(fault, undone.refused, undone.unstarted, undone.bereft)])
 
     def journal_up(self) -> None:
         """It can be written again."""
@@ -243,8 +245,17 @@ class Service:
         """Apply a batch of a client's messages as one step."""
         if failpoints.armed and any(type(message) is Submit for message in messages):
             failpoints.hit("submit.received")
-        events = [self._event_of(caller, message) for message in messages]
-        self.apply([event for event in events if event is not None])
+        events: list[Event] = []
+        seen: set[str] = set()
+        for message in messages:
+            if type(message) is Submit and message.durable and message.request_id in seen:
+                self.apply(events)  # what was said of it before comes first, as a step of its own: it may end it
+                events, seen = [], set()
+            seen.add(getattr(message, "request_id", ""))
+            event = self._event_of(caller, message)
+            if event is not None:
+                events.append(event)
+        self.apply(events)
 
     def handle_reports(self, worker: int, reports: Iterable[Started | Piece | Finished]) -> None:
         """Apply a batch of a worker's reports as one step."""
@@ -289,6 +300,10 @@ class Service:
         """A worker has ended and its pipe is empty."""
         unsent = [] if self.journal is None else self.journal.worker_down(worker)
         self.apply([WorkerDown(worker, reason, unsent)])
+
+    def may_retire(self, worker: int) -> bool:
+        """Whether a worker that retires can be told: nothing that it is to be sent waits for the disk any more."""
+        return self.journal is None or not self.journal.holds_for(worker)
 
     def close_account(self, account: str, reason: str | None) -> None:
         """Hold back an account's requests, or with None let them go on."""
@@ -396,6 +411,8 @@ class Service:
             self._outlets.to_worker(effect.worker, effect.order)
         elif type(effect) is ToLane:
             self._outlets.to_lane(effect.holder, effect.order)
+        elif type(effect) is FromJournal:
+            self._jobs.tell_end(effect.client, effect.request_id)
         elif type(effect) is Drained:
             self._outlets.drained(effect.report)
 

@@ -43,6 +43,9 @@ class WorkerEvents(Protocol):
     def worker_retiring(self, worker: int) -> None:
         """This worker is to end when its calls have, and gets no new ones."""
 
+    def may_retire(self, worker: int) -> bool:
+        """Whether a worker that retires can be told: nothing that it is to be sent is held back any more."""
+
     @property
     def is_draining(self) -> bool:
         """Whether the pool is about to end: nobody need be recycled any more."""

@@ -436,15 +436,24 @@ class Store:
             ).fetchone()
         return None if row is None else Past(*row)
 
-    def sweep_history(self, ended_before: float) -> int:
-        """Forget some sessions that ended before this wall-clock second; returns how many."""
+    def sweep_history(self, ended_before: float | None, most: int) -> int:
+        """Forget some sessions that ended before this wall-clock second, and the oldest beyond so many; returns how many.
+
+        None forgets none for its age.
+        """
         with explained(self.path):
-            done = self._database.execute(
-                "DELETE FROM history WHERE session_id IN "
-                "(SELECT session_id FROM history WHERE ended_at < ? ORDER BY ended_at LIMIT ?)",
-                (ended_before, SWEEP_ROWS),
+            [beyond] = self._database.execute("SELECT max(0, count(*) - ?) FROM history", (most,)).fetchone()
+            oldest = (
+                "DELETE FROM history WHERE session_id IN (SELECT session_id FROM history {} ORDER BY ended_at LIMIT ?)"
             )
-        return done.rowcount
+            swept = 0
+            if ended_before is not None:
+                where = "WHERE ended_at < ?"
+                swept = self._database.execute(oldest.format(where), (ended_before, SWEEP_ROWS)).rowcount
+            if swept < min(beyond, SWEEP_ROWS):
+                where = "WHERE ended_at IS NOT NULL"
+                swept += self._database.execute(oldest.format(where), (min(beyond, SWEEP_ROWS) - swept,)).rowcount
+        return swept
 
     # Housekeeping.
 

@@ -311,6 +311,10 @@ class Supervisor:
         """A worker ends when its calls have."""
         self.service.worker_retiring(worker)
 
+    def may_retire(self, worker: int) -> bool:
+        """Whether nothing that it is to be sent is held back any more."""
+        return self.service.may_retire(worker)
+
     @property
     def is_draining(self) -> bool:
         """Whether new requests are refused."""

@@ -170,6 +170,11 @@ class JobKnown(_Event, frozen=True):
 
     request_id: str
     job: Job
+    """Without its texts."""
+    fingerprint: bytes
+    """Of the submit."""
+    clients: list[str] = []
+    """Who was to be told something of it, and was not."""
 
 
 class JobWatched(_Event, frozen=True):
@@ -194,6 +199,8 @@ class JournalDown(_Event, frozen=True):
     """Jobs whose acceptance was not recorded."""
     unstarted: list[str] = []
     """Jobs whose start was not."""
+    bereft: dict[str, list[str]] = {}
+    """Job of `refused` → who was to be told something of it, and was not: it may have ended meanwhile."""
 
 
 class JournalUp(_Event, frozen=True):
@@ -286,6 +293,13 @@ class ToJournal(_Event, frozen=True):
     record: Record | Carried
 
 
+class FromJournal(_Event, frozen=True):
+    """Tell a client what the journal has of a job that has ended."""
+
+    client: str
+    request_id: str
+
+
 class Answer(_Event, frozen=True):
     """What a session event came to: a plain value, or the fault that refused it."""
 
@@ -321,4 +335,4 @@ class Drained(_Event, frozen=True):
     report: DrainReport
 
 
-Effect = ToClient | ToWorker | ToLane | ToJournal | Answer | Drained
+Effect = ToClient | ToWorker | ToLane | ToJournal | FromJournal | Answer | Drained

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from callpool.manager.core import refusals
-from callpool.manager.core.events import Answer, ToClient, ToJournal
+from callpool.manager.core.events import Answer, FromJournal, ToClient, ToJournal
 from callpool.manager.core.messages import Accepted, Done, Rejected
 from callpool.manager.core.records import AttemptStarted, JobAccepted, JobEnded, JobWaits, Kept, fingerprint
 from callpool.manager.core.requests import Kind, Phase
@@ -336,18 +336,16 @@ class Jobs:
     def known(self, event: JobKnown, now: Now, effects: list[Effect]) -> None:
         """A submit was taken in, and the journal has a job of that id already: the submitter gets what came of that one."""
         request, job = self._core.requests.get(event.request_id), event.job
-        if request is None or request.job is None:
-            return
-        same = request.job.fingerprint == job.fingerprint
-        watchers = self._undo(request, refusals.request_conflict(job.request_id), now)
-        for client in watchers:
-            if not same:
+        clients = dict.fromkeys(event.clients)
+        if request is not None and request.job is not None:
+            clients |= dict.fromkeys(self._undo(request, refusals.request_conflict(job.request_id), now))
+        for client in clients:
+            if event.fingerprint != job.fingerprint:
                 effects.append(ToClient(client, Rejected(job.request_id, refusals.request_conflict(job.request_id))))
             elif job.ended_at is None:  # it is being parked, or taken up
                 effects.append(ToClient(client, Rejected(job.request_id, refusals.duplicate(job.request_id))))
             else:
-                effects.append(ToClient(client, Accepted(job.request_id, 0, 0.0)))
-                effects.append(ToClient(client, done_of(job)))
+                effects.append(FromJournal(client, job.request_id))
 
     def journal_down(self, event: JournalDown, now: Now, effects: list[Effect]) -> None:
         """Nothing can be recorded: who was not acknowledged is refused, whose start was not recorded waits."""
@@ -356,9 +354,10 @@ class Jobs:
             self._core.ledger.carryover.down()  # live calls go on
         for request_id in event.refused:
             request = self._core.requests.get(request_id)
+            clients = dict.fromkeys(event.bereft.get(request_id, ()))
             if request is not None and request.job is not None:
-                watchers = self._undo(request, event.fault, now)
-                effects += [ToClient(client, Rejected(request_id, event.fault)) for client in watchers]
+                clients |= dict.fromkeys(self._undo(request, event.fault, now))
+            effects += [ToClient(client, Rejected(request_id, event.fault)) for client in clients]
         for request_id in event.unstarted:
             request = self._core.requests.get(request_id)
             if request is not None and request.job is not None and request.state is State.ALLOCATED:

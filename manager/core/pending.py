@@ -56,6 +56,8 @@ class Undone(NamedTuple):
     """Jobs whose worker was never told: they wait."""
     at_once: list[Effect]
     """What waited for nothing that is kept."""
+    bereft: dict[str, list[str]]
+    """Refused job → the clients that were to be told something of it."""
     waiters: list[Any]
 
 
@@ -71,6 +73,8 @@ class Pending:
         """The batch that failed last: a disk that said so may have it all the same, whole as every batch."""
         self._undone: list[Record] = []
         """Of these, what was given up."""
+        self.bereft: dict[str, list[str]] = {}
+        """Of the last commit: known job → the clients that were to be told something of it."""
 
     def __len__(self) -> int:
         """Records that are not durable."""
@@ -176,6 +180,7 @@ class Pending:
         """A batch is durable, but for what was about these ids: the journal had jobs of them already. What may be done now."""
         self.flying = None
         effects = batch.effects
+        self.bereft = clients_of([*effects, *self.open.effects], known) if known else {}
         if known:
             effects = [each for each in effects if about(each) not in known]
             self.open.records = [each for each in self.open.records if each.request_id not in known]
@@ -204,6 +209,7 @@ class Pending:
             for each in records
             if each.request_id in refused or (each.request_id in unstarted and each is last[each.request_id])
         ]
+        bereft = clients_of(effects, refused)
         gone = {id(each) for each in undone}
         self.suspect, self._undone = batch.records, [each for each in batch.records if id(each) in gone]
         self.open.records = [each for each in records if id(each) not in gone]
@@ -216,7 +222,8 @@ class Pending:
         self.open.effects = [each for each in effects if about(each) in kept]
         self._behind = dict.fromkeys(kept, self.open)
         at_once = [each for each in effects if about(each) not in kept]
-        return Undone(sorted(refused), sorted(unstarted), at_once, batch.waiters + later.waiters)
+        waiters = batch.waiters + later.waiters
+        return Undone(sorted(refused), sorted(unstarted), at_once, bereft, waiters)
 
     def settle(self, *, written: bool) -> list[Record]:
         """The disk can be written again, and holds the batch that failed last, or does not. Returns what must be taken back there."""
@@ -233,6 +240,18 @@ def about(effect: Effect) -> str | None:
     """The id of the request that an effect is about."""
     said: Any = effect.message if type(effect) is ToClient else effect.order if type(effect) is ToWorker else None
     return getattr(said, "request_id", None)
+
+
+def clients_of(effects: list[Effect], request_ids: Collection[str]) -> dict[str, list[str]]:
+    """Which clients these effects are for, by the requests that they are about."""
+    found: dict[str, list[str]] = {}
+    for each in effects:
+        request_id = about(each)
+        if type(each) is ToClient and request_id is not None and request_id in request_ids:
+            clients = found.setdefault(request_id, [])
+            if each.client not in clients:
+                clients.append(each.client)
+    return found
 
 
 def is_order(effect: Effect, request_id: str) -> bool:

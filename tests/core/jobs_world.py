@@ -24,6 +24,7 @@ from callpool.manager.core.events import (
     Drained,
     Effect,
     Event,
+    FromJournal,
     JobKnown,
     JobResolved,
     JobsRecovered,
@@ -42,6 +43,7 @@ from callpool.manager.core.events import (
     WorkerUp,
 )
 from callpool.manager.core.faults import Fault
+from callpool.manager.core.jobs import done_of
 from callpool.manager.core.limits import AccountRules, Counting, LedgerRules, Limits
 from callpool.manager.core.machine import Core
 from callpool.manager.core.messages import (
@@ -215,7 +217,7 @@ class JobsWorld:
         )
         self.core.ledger.records += restored
         self.pending = self._pending_class()
-        self.down = self.slow = False
+        self.down = self.slow = self.unwritten = False
         self.workers: dict[int, list[FakeCall]] = {}
         self.drained = False
         jobs = [job for job in sorted(self.disk.rows.values(), key=lambda each: each.number) if job.ended_at is None]
@@ -226,7 +228,7 @@ class JobsWorld:
     def crash(self) -> None:
         """Everything in memory is gone; what was on its way to the disk has come there, or not."""
         self.seen["crash"] += 1
-        self.may_exceed |= self.down or self.slow
+        self.may_exceed |= self.unwritten
         flying = self.pending.flying
         if flying is not None and self.chance.random() < 0.5:
             self.disk.write(self.new_to_the_disk(flying), flying.windows)
@@ -265,6 +267,10 @@ class JobsWorld:
             self.to_worker(effect.worker, effect.order)
         elif type(effect) is ToClient:
             self.to_client(effect.client, effect.message)
+        elif type(effect) is FromJournal:
+            self.seen["told by the journal"] += 1
+            self.to_client(effect.client, Accepted(effect.request_id, 0, 0.0))
+            self.to_client(effect.client, done_of(self.disk.rows[effect.request_id]))
         elif type(effect) is Drained:
             self.drained = True
         elif hasattr(effect, "value"):
@@ -320,12 +326,15 @@ class JobsWorld:
         known = self.known(batch)
         self.disk.write(self.new_to_the_disk(batch), batch.windows)
         effects = self.pending.committed(batch, known)
-        if batch.windows or self.slow:
-            self.slow = False
-            self.apply(WindowsWritten(batch.windows[-1].number if batch.windows else 0))
         if known:
             self.seen["known"] += len(known)
-            self.apply(*(JobKnown(key, job) for key, job in known.items()))
+            prints = {each.request_id: each.fingerprint for each in batch.records if type(each) is JobAccepted}
+            bereft = self.pending.bereft
+            self.apply(*(JobKnown(key, job, prints[key], bereft.get(key, [])) for key, job in known.items()))
+        if batch.windows or self.slow:
+            self.unwritten = self.slow
+            self.slow = False
+            self.apply(WindowsWritten(batch.windows[-1].number if batch.windows else 0))
         for effect in effects:
             self.perform(effect)
 
@@ -341,10 +350,10 @@ class JobsWorld:
             self.seen["disk lied"] += 1
             self.disk.write(self.new_to_the_disk(batch), batch.windows)
         undone = self.pending.failed(batch)
-        self.down, self.slow = True, False
+        self.down, self.slow, self.unwritten = True, False, True
         self.seen["refused"] += len(undone.refused)
         self.seen["unstarted"] += len(undone.unstarted)
-        self.apply(JournalDown(FULL, undone.refused, undone.unstarted))
+        self.apply(JournalDown(FULL, undone.refused, undone.unstarted, undone.bereft))
         for effect in undone.at_once:
             self.perform(effect)
 
@@ -354,7 +363,7 @@ class JobsWorld:
             return
         self.pending.fly()
         if self.pending.flying is not None and self.chance.random() < 0.2:
-            self.slow = True
+            self.slow = self.unwritten = True
             self.seen["slow"] += 1
             self.apply(JournalSlow())
             for effect in self.pending.let_go():

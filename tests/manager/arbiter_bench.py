@@ -20,6 +20,7 @@ class Events:
 
     def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
+        self.asked_to_retire = self.holds_back = 0
         self.drains = False
         self.busy: set[int] = set()
         """Workers that somebody's call is with."""
@@ -32,6 +33,10 @@ class Events:
 
     def worker_retiring(self, worker: int) -> None:
         self.log.append(("retiring", worker))
+
+    def may_retire(self, worker: int) -> bool:
+        self.asked_to_retire += 1
+        return self.asked_to_retire > self.holds_back
 
     @property
     def is_draining(self) -> bool:

@@ -11,6 +11,7 @@ from callpool.manager.core.carried import Carried
 from callpool.manager.core.events import Effect, ToClient, ToWorker
 from callpool.manager.core.faults import Fault
 from callpool.manager.core.messages import Accepted, Dispatch, Done
+from callpool.manager.core.pending import Undone
 from callpool.manager.core.records import Job, Record
 from callpool.manager.errors import JournalUnavailable
 from callpool.manager.journal import Journal
@@ -84,6 +85,8 @@ class Desk:
     def __init__(self, path: Path, *, keep_seconds: float = 1e9) -> None:
         self.store = PlantedStore(path)
         self.slow = 0
+        self.submits: list[dict[str, tuple[bytes, list[str]]]] = []
+        self.undone: list[Undone] = []
         self.windows: list[int] = []
         self.heard: list[object] = []
         """In order: effects that were performed, dictionaries of known jobs, `down` tuples, and `up`."""
@@ -92,11 +95,13 @@ class Desk:
     def perform(self, effects: Sequence[Effect]) -> None:
         self.heard += effects
 
-    def jobs_known(self, jobs: dict[str, Job]) -> None:
+    def jobs_known(self, jobs: dict[str, Job], submits: dict[str, tuple[bytes, list[str]]]) -> None:
         self.heard.append(jobs)
+        self.submits.append(submits)
 
-    def journal_down(self, fault: Fault, refused: list[str], unstarted: list[str]) -> None:
-        self.heard.append(("down", fault.message, refused, unstarted))
+    def journal_down(self, fault: Fault, undone: Undone) -> None:
+        self.heard.append(("down", fault.message, undone.refused, undone.unstarted))
+        self.undone.append(undone)
 
     def journal_up(self) -> None:
         self.heard.append("up")

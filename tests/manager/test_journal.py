@@ -149,7 +149,11 @@ def test_an_id_that_the_journal_has_is_told_and_all_about_it_is_dropped(path: Pa
         await desk.until(lambda: len(desk.heard) == 3)
         known, *effects = desk.heard
         assert isinstance(known, dict)
-        assert {name: (job.state, job.body) for name, job in known.items()} == {"old": ("completed", b"answer")}
+        assert {name: (job.state, job.body) for name, job in known.items()} == {"old": ("completed", None)}, (
+            "answers are fetched one by one"
+        )
+        [(_print, clients)] = desk.submits[0].values()
+        assert clients == ["client"], "who submitted it again is told, whatever has become of the new one"
         assert effects == [told("new"), dispatched("new", 8)]
         assert desk.journal.conflicts == 0
         assert the(desk.store, "old").attempt == 1
