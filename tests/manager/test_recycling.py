@@ -71,6 +71,24 @@ def test_workers_that_all_had_enough_are_replaced_one_after_another_and_never_mi
 
 
 @pytest.mark.usefixtures("briskly")
+def test_a_worker_is_told_to_go_only_when_all_that_it_was_given_is_sent() -> None:
+    """Its orders may still wait for the journal's disk: what comes after the word to go would be lost."""
+
+    async def test(subject: Arbiter, events: Events) -> None:
+        events.holds_back = 10
+        await until(lambda: events.count("retiring") >= 1)
+        retiring = next(slot for slot in subject.slots if slot.state is WorkerState.RETIRING)
+        pid = retiring.pid
+        await until(lambda: events.asked_to_retire > 3)
+        assert retiring.pid == pid, "it lives"
+        await until(lambda: events.count("down") >= 1)
+        assert events.asked_to_retire > 10
+        events.drains = True
+
+    run(targets.worn_out, test, count=2, heartbeat=BEAT, limits=FIVE)
+
+
+@pytest.mark.usefixtures("briskly")
 def test_while_the_pool_drains_nobody_is_recycled() -> None:
     async def test(subject: Arbiter, events: Events) -> None:
         events.drains = True
@@ -109,8 +127,9 @@ def test_while_the_pool_is_not_well_nobody_is_recycled(why: str, monkeypatch: py
 def test_a_worker_that_dies_while_it_retires_is_a_failure_and_replaced_already() -> None:
     async def test(subject: Arbiter, events: Events) -> None:
         events.busy = {0}  # its call is not over, and it goes all the same
+        await until(lambda: events.count("retiring") == 1)
+        events.drains = True  # nobody else is recycled meanwhile
         await until(lambda: events.count("down") == 1)
-        events.drains = True
         assert events.log[-1][:2] == ("down", 0)
         assert subject.recycled[Why.CALLS] == 0
         assert subject.describe_supervision()["run_failures"] == 1
