@@ -28,9 +28,9 @@ def test_a_drain_at_random_load(number: int, chance: random.Random) -> None:
 
 
 @pytest.mark.storm
-def test_fifty_drains_at_random_load(chance: random.Random) -> None:
-    for number in range(50):
-        one_drain(random.Random(chance.random()), f"drain{number}")  # the journal keeps those of the drains before
+@pytest.mark.parametrize("number", range(50))
+def test_fifty_drains_at_random_load(number: int, chance: random.Random) -> None:
+    one_drain(random.Random(chance.random() + number), "job")
 
 
 def one_drain(chance: random.Random, name: str) -> None:
