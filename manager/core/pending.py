@@ -134,8 +134,8 @@ class Pending:
         batch = None if request_id is None else self._behind.get(request_id)
         if request_id is None or batch is None:
             return False
-        if type(effect) is ToClient and type(effect.message) is Done:
-            self._never_send(request_id)  # it is over
+        if request_id in batch.held and type(effect) is ToClient and type(effect.message) is Done:
+            self._never_send(request_id)  # it is over; of a job its record has said so
         batch.effects.append(effect)
         return True
 

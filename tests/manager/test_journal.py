@@ -95,6 +95,7 @@ def test_a_worker_is_not_sent_what_has_ended_before_it_could_be(path: Path) -> N
         await desk.held_up(accepted("a"))
         desk.take(started("a", attempt=1))
         assert desk.journal.defer(dispatched("a", 1))
+        desk.take(ended("a"))
         assert desk.journal.defer(answered("a"))
         desk.store.gate.set()
         await desk.journal.settled()
